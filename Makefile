@@ -1,0 +1,34 @@
+# Every target works from a bare machine that has python3 (3.11 or newer, with venv), make and git.
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Create or update .venv (LITELVLM_DEVICE=cpu|cuda chooses the build of vLLM)
+	@.setup/setup.sh
+
+demo: setup ## Run the demonstration
+	$(BIN)/litelvlm demo
+
+test: lint ## Run the linters, the type checker and the tests
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: setup ## Run the linters and the type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## Format the code and apply safe lint fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## Measure throughput
+	$(BIN)/python -m benchmarks.throughput
+
+clean: ## Remove build products and caches (keeps .venv)
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

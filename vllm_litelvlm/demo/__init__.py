@@ -1,0 +1,1 @@
+"""A checkpoint to try the plugin with, and the demo that serves it."""

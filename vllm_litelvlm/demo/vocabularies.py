@@ -1,0 +1,75 @@
+"""Small tokenizers in the published formats, trained on text that every Python has.
+
+Both cover every byte, so text in any script survives them.
+"""
+
+import json
+from pydoc_data.topics import topics
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import CLIPTokenizer, LlamaTokenizer
+
+IMAGE_TOKEN = "<image>"
+
+#: The conversation format of llava-hf's LLaVA-1.5: images first, then the text of each turn.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}"
+    "{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def llama_tokenizer(size: int) -> LlamaTokenizer:
+    """A Llama tokenizer (BPE with byte fallback) of ``size`` entries, plus image and pad token."""
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, show_progress=False)
+    vocabulary, merges = _train(tokenizer, trainer)
+    built = LlamaTokenizer(
+        vocab=vocabulary,
+        merges=merges,
+        extra_special_tokens=[IMAGE_TOKEN],
+        pad_token="<pad>",
+        add_bos_token=True,
+        clean_up_tokenization_spaces=False,
+    )
+    built.chat_template = CHAT_TEMPLATE
+    return built
+
+
+def clip_tokenizer(size: int, max_tokens: int) -> CLIPTokenizer:
+    """A CLIP tokenizer (byte-level BPE with word ends) of about ``size`` entries."""
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(words, behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - 258,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    vocabulary, merges = _train(tokenizer, trainer)
+    ends = [f"{byte}</w>" for byte in alphabet]
+    for entry in [*ends, "<|startoftext|>", "<|endoftext|>"]:
+        vocabulary.setdefault(entry, len(vocabulary))
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_tokens)
+
+
+def _train(
+    tokenizer: Tokenizer, trainer: trainers.BpeTrainer
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    tokenizer.train_from_iterator(topics.values(), trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    return model["vocab"], [(left, right) for left, right in model["merges"]]

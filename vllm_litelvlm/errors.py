@@ -1,0 +1,21 @@
+"""The package's errors: one base and its few leaves."""
+
+
+class LiteLVLMError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class OptionsError(LiteLVLMError, ValueError):
+    """An option has a value that is not allowed. The message names the value and the fix."""
+
+
+class ActivationError(LiteLVLMError, RuntimeError):
+    """The plugin was asked for in a way that cannot work."""
+
+
+class WeightsError(LiteLVLMError, ValueError):
+    """A tensor that guidance needs is missing or misshapen; the message names it."""
+
+
+class CompatibilityError(LiteLVLMError, RuntimeError):
+    """vLLM, or the model it serves, is not one that the plugin can work with."""

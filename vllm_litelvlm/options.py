@@ -1,0 +1,213 @@
+"""What users may ask for: the only parser and validator of options.
+
+A request's options come from ``mm_processor_kwargs={"litelvlm": {...}}``, the server's from
+``--additional-config '{"litelvlm": {...}}'``. Whatever a request does not set, the server's
+options set, and whatever those do not set, the defaults below.
+
+Options fall in two groups. ``budget``, ``texts``, ``guide`` and ``method`` are common to every
+method and live here. The rest belong to one method; they travel in
+:attr:`PruningOptions.parameters` and the method's own class validates them
+(:mod:`vllm_litelvlm.pruning.registry`).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from vllm_litelvlm.errors import OptionsError
+
+#: The one key in ``mm_processor_kwargs`` and ``--additional-config`` that is ours.
+OPTIONS_KEY = "litelvlm"
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_BUDGET = (
+    "a token count (whole number from 1) or a fraction of the image's tokens (0 < number <= 1)"
+)
+_TEXTS = "one non-empty text or a non-empty list of them"
+
+
+class StrictModel(BaseModel):
+    """Frozen options that refuse unknown keys, wrong types, NaN and infinities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class PruningOptions(StrictModel):
+    """Which visual tokens of an image stay, as one user asked for it."""
+
+    budget: int | float = Field(1 / 3, union_mode="left_to_right", description=_BUDGET)
+    texts: tuple[str, ...] | None = Field(None, description=_TEXTS)
+    guide: Literal["last", "first", "all"] = Field(
+        "last",
+        description=(
+            '"last", "first" or "all": the user turns of the conversation that guide the pruning '
+            "when no texts are named"
+        ),
+    )
+    method: str = Field("litelvlm", description="the name of a pruning method")
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _budget_is_count_or_fraction(cls, budget: object) -> object:
+        is_count = isinstance(budget, int) and not isinstance(budget, bool) and budget >= 1
+        if not (is_count or (isinstance(budget, float) and 0 < budget <= 1)):
+            raise ValueError(_BUDGET)
+        return budget
+
+    @field_validator("texts", mode="before")
+    @classmethod
+    def _texts_are_a_tuple(cls, texts: object) -> object:
+        if texts is None:
+            return None
+        listed = [texts] if isinstance(texts, str) else texts
+        if not isinstance(listed, list | tuple) or not listed:
+            raise ValueError(_TEXTS)
+        if not all(isinstance(text, str) and text.strip() for text in listed):
+            raise ValueError(_TEXTS)
+        return tuple(_valid_unicode(text) for text in listed)
+
+    def budget_tokens(self, patches: int) -> int:
+        """The budget in tokens for an image of ``patches`` tokens; a fraction rounds half up.
+
+        Raises OptionsError when a count exceeds ``patches``.
+        """
+        if isinstance(self.budget, float):
+            return max(1, math.floor(self.budget * patches + 0.5))
+        if self.budget > patches:
+            raise OptionsError(
+                f"litelvlm option 'budget' is {self.budget}; allowed: at most {patches}, "
+                "the number of this image's visual tokens (which keeps them all)."
+            )
+        return self.budget
+
+
+class ServerOptions(StrictModel):
+    """What the operator decides: the defaults of requests, and the bounds on what they may ask."""
+
+    defaults: PruningOptions = Field(default_factory=PruningOptions)
+    clip_model: str | None = Field(
+        None,
+        min_length=1,
+        description=(
+            "the name on the Hugging Face hub, or the folder, of the CLIP checkpoint that the "
+            "vision tower was taken from"
+        ),
+    )
+    min_budget: int = Field(1, ge=1, description="a whole number from 1")
+    max_budget: int | None = Field(None, ge=1, description="a whole number from 1")
+    max_texts: int = Field(64, ge=1, description="a whole number from 1")
+    max_text_length: int = Field(4096, ge=1, description="a whole number of characters from 1")
+    request_options: bool = Field(True, description="true or false")
+
+    def check_request(self, options: PruningOptions, budget: int) -> None:
+        """Raise OptionsError where a request's merged options leave the operator's bounds."""
+        highest = self.max_budget
+        if budget < self.min_budget or (highest is not None and budget > highest):
+            allowed = f"{self.min_budget} to {'all tokens' if highest is None else highest}"
+            raise OptionsError(
+                f"litelvlm option 'budget' comes to {budget} tokens; this server allows {allowed}."
+            )
+        if options.texts is None:
+            return
+        if len(options.texts) > self.max_texts:
+            raise OptionsError(
+                f"litelvlm option 'texts' has {len(options.texts)} texts; "
+                f"this server allows at most {self.max_texts}."
+            )
+        longest = max(map(len, options.texts))
+        if longest > self.max_text_length:
+            raise OptionsError(
+                f"litelvlm option 'texts' has a text of {longest} characters; this server allows "
+                f"at most {self.max_text_length} (CLIP reads 77 tokens of each)."
+            )
+
+
+def parse_request_options(data: object, server: ServerOptions) -> PruningOptions:
+    """Merge a request's options over the server's. ``data`` is the request's JSON value or None.
+
+    Method parameters of the server hold for the server's own method only: a request that names
+    another method starts from that method's defaults.
+    """
+    if data is None:
+        return server.defaults
+    given = _as_mapping(data, "the request's litelvlm options")
+    if not server.request_options:
+        raise OptionsError(
+            f"litelvlm options {sorted(given)} were sent, but this server does not take options "
+            "from requests; leave them out."
+        )
+    return _parse_pruning_options(given, server.defaults)
+
+
+def parse_server_options(data: object) -> ServerOptions:
+    """Parse the value of ``litelvlm`` in ``--additional-config``; None gives the defaults."""
+    if data is None:
+        return ServerOptions()
+    given = _as_mapping(data, "the server's litelvlm options")
+    own_names = set(ServerOptions.model_fields) - {"defaults"}
+    own = {name: value for name, value in given.items() if name in own_names}
+    pruning = {name: value for name, value in given.items() if name not in own_names}
+    defaults = _parse_pruning_options(pruning, PruningOptions())
+    server = parse(ServerOptions, {**own, "defaults": defaults})
+    if server.max_budget is not None and server.max_budget < server.min_budget:
+        raise OptionsError(
+            f"litelvlm option 'max_budget' is {server.max_budget}; "
+            f"allowed: at least min_budget, {server.min_budget}."
+        )
+    return server
+
+
+def parse(model: type[Model], data: Mapping[str, Any], known: tuple[str, ...] = ()) -> Model:
+    """Validate ``data`` as ``model``, turning the first fault into an OptionsError sentence.
+
+    ``known`` names further options for the sentence about an unknown one.
+    """
+    try:
+        return model.model_validate(dict(data))
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        name = str(fault["loc"][0]) if fault["loc"] else "?"
+        if fault["type"] == "extra_forbidden":
+            names = ", ".join(sorted({*model.model_fields, *known}))
+            raise OptionsError(
+                f"litelvlm option {_shown(name)} is unknown; allowed: {names}."
+            ) from None
+        allowed = model.model_fields[name].description or fault["msg"]
+        raise OptionsError(
+            f"litelvlm option '{name}' is {_shown(fault['input'])}; allowed: {allowed}."
+        ) from None
+
+
+COMMON_OPTIONS = tuple(name for name in PruningOptions.model_fields if name != "parameters")
+
+
+def _parse_pruning_options(given: Mapping[str, Any], base: PruningOptions) -> PruningOptions:
+    common = {name: value for name, value in given.items() if name in COMMON_OPTIONS}
+    own = {name: value for name, value in given.items() if name not in COMMON_OPTIONS}
+    same_method = common.get("method", base.method) == base.method
+    parameters = {**base.parameters, **own} if same_method else own
+    inherited = {name: getattr(base, name) for name in COMMON_OPTIONS}
+    return parse(PruningOptions, {**inherited, **common, "parameters": parameters})
+
+
+def _as_mapping(data: object, what: str) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping) or not all(isinstance(key, str) for key in data):
+        raise OptionsError(
+            f"{what} are {_shown(data)}; allowed: an object such as "
+            '{"budget": 128, "texts": ["the red car"]}.'
+        )
+    return data
+
+
+def _shown(value: object, longest: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"
+
+
+def _valid_unicode(text: str) -> str:
+    """Replace lone surrogates, which JSON can spell but no encoder accepts."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,0 +1,1 @@
+"""The vLLM plugin: the only folder that imports vLLM."""

@@ -1,0 +1,108 @@
+"""The server's options: validated once at start, then carried to every process."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm import envs
+from vllm.config import VllmConfig
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
+
+from vllm_litelvlm.errors import CompatibilityError, OptionsError
+from vllm_litelvlm.options import OPTIONS_KEY, ServerOptions, parse_server_options
+from vllm_litelvlm.plugin.plan import Plan
+from vllm_litelvlm.vision.checkpoint import check_tower, default_clip_model, read_clip_config
+
+#: Attribute of the model's Hugging Face configuration. Plain JSON: vLLM hashes and pickles it.
+_ATTRIBUTE = "litelvlm"
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """What the processor and the model need to know.
+
+    ``clip_model`` is a hub name or an absolute folder, ``text_tokens`` how many tokens its text
+    tower reads.
+    """
+
+    server: ServerOptions
+    clip_model: str
+    text_tokens: int
+
+
+class LiteLVLMConfigHook(VerifyAndUpdateConfig):
+    """vLLM calls this for every LLaVA model, before any engine process starts."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: VllmConfig) -> None:
+        """Validate ``--additional-config`` and what the plugin cannot work with.
+
+        Raises a LiteLVLMError with a sentence that says the fix.
+        """
+        model_config = vllm_config.model_config
+        config = model_config.hf_config
+        check_tower(config)
+        _check_engine(vllm_config)
+        additional = vllm_config.additional_config
+        given = additional.get(OPTIONS_KEY) if isinstance(additional, dict) else None
+        server = parse_server_options(given)
+        tower = config.vision_config
+        _check_defaults(server, patches=(tower.image_size // tower.patch_size) ** 2)
+        clip_model = server.clip_model or default_clip_model(tower)
+        clip_config = read_clip_config(clip_model, tower)
+        if Path(clip_model).is_dir():
+            clip_model = str(Path(clip_model).resolve())
+        setattr(
+            config,
+            _ATTRIBUTE,
+            {
+                "server": server.model_dump(),
+                "clip_model": clip_model,
+                "text_tokens": clip_config.text_config.max_position_embeddings,
+            },
+        )
+
+
+def guidance_config(config: Any) -> GuidanceConfig:
+    """Read back what the hook left on a model's configuration.
+
+    Raises CompatibilityError where it left nothing.
+    """
+    carried = getattr(config, _ATTRIBUTE, None)
+    if not isinstance(carried, dict):
+        raise CompatibilityError(
+            "litelvlm was installed after vLLM had built its configuration; activate it before "
+            "the engine is created."
+        )
+    return GuidanceConfig(
+        server=ServerOptions.model_validate(carried["server"]),
+        clip_model=carried["clip_model"],
+        text_tokens=carried["text_tokens"],
+    )
+
+
+def _check_engine(vllm_config: VllmConfig) -> None:
+    if envs.VLLM_USE_RUST_FRONTEND:
+        raise CompatibilityError(
+            "VLLM_USE_RUST_FRONTEND=1 replaces the front end in which litelvlm plans the pruning; "
+            "unset it, or serve without --plugin litelvlm."
+        )
+    lora = vllm_config.lora_config
+    if lora is not None and lora.enable_tower_connector_lora:
+        raise CompatibilityError(
+            "litelvlm scores with the vision tower's own weights, so LoRA adapters on the tower "
+            "and the projector cannot be used; leave --enable-tower-connector-lora out (adapters "
+            "on the language model work)."
+        )
+    multimodal = vllm_config.model_config.multimodal_config
+    if multimodal is not None and OPTIONS_KEY in (multimodal.mm_processor_kwargs or {}):
+        raise OptionsError(
+            "litelvlm options for the whole server go in "
+            "--additional-config '{\"litelvlm\": {...}}', not in --mm-processor-kwargs."
+        )
+
+
+def _check_defaults(server: ServerOptions, patches: int) -> None:
+    """A default that every request would be refused for is an error at start."""
+    plan = Plan.decide(server.defaults, patches)
+    server.check_request(server.defaults, plan.budget)

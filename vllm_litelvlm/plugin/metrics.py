@@ -1,0 +1,111 @@
+"""Prometheus metrics on vLLM's own ``/metrics``.
+
+Images and tokens are counted in the front end, where requests are planned. Seconds are measured
+in the worker, another process: it writes them into prometheus_client's multi-process files, and
+the front end reads these on every scrape. With several API servers vLLM itself runs in
+multi-process mode and all of this goes through its own directory.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+from bisect import bisect_left
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from prometheus_client import REGISTRY, Counter, Metric
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+_DIRECTORY = "LITELVLM_METRICS_DIR"
+_BOUNDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_BOUNDS_AND_REST = (*_BOUNDS, float("inf"))
+
+GUIDANCE_SECONDS = "litelvlm_guidance_seconds"
+SELECTION_SECONDS = "litelvlm_selection_seconds"
+_HELP = {
+    GUIDANCE_SECONDS: "Seconds to embed the texts and score the patches of one encoder batch.",
+    SELECTION_SECONDS: "Seconds to select the kept tokens of one encoder batch.",
+}
+
+
+@cache
+def _counters() -> tuple[Counter, Counter, Counter]:
+    return (
+        Counter("litelvlm_images", "Images in requests.", ["method"]),
+        Counter("litelvlm_visual_tokens_in", "Visual tokens before pruning.", ["method"]),
+        Counter("litelvlm_visual_tokens_kept", "Visual tokens after pruning.", ["method"]),
+    )
+
+
+def count_images(method: str, images: int, tokens_in: int, tokens_kept: int) -> None:
+    """Count a request's images; the token numbers are those of one image."""
+    seen, before, after = _counters()
+    seen.labels(method).inc(images)
+    before.labels(method).inc(images * tokens_in)
+    after.labels(method).inc(images * tokens_kept)
+
+
+class WorkerHistogram:
+    """A Prometheus histogram that another process exposes."""
+
+    def __init__(self, name: str, store: MmapedDict) -> None:
+        self._store = store
+        self._sum_key = mmap_key(name, f"{name}_sum", [], [], _HELP[name])
+        self._bucket_keys = [
+            mmap_key(name, f"{name}_bucket", ["le"], [floatToGoString(bound)], _HELP[name])
+            for bound in _BOUNDS_AND_REST
+        ]
+
+    def observe(self, seconds: float) -> None:
+        """Add one observation."""
+        self._add(self._sum_key, seconds)
+        self._add(self._bucket_keys[bisect_left(_BOUNDS, seconds)], 1.0)
+
+    def _add(self, key: str, amount: float) -> None:
+        value, _ = self._store.read_value(key)
+        self._store.write_value(key, value + amount, 0.0)
+
+
+@cache
+def worker_histograms() -> tuple[WorkerHistogram, WorkerHistogram] | None:
+    """Guidance and selection seconds of this worker process; None where nobody could read them.
+
+    That is on another host than the front end's, which its workers' files do not reach.
+    """
+    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR") or os.environ.get(_DIRECTORY)
+    if not directory or not Path(directory).is_dir():
+        return None
+    store = MmapedDict(str(Path(directory) / f"histogram_litelvlm-{os.getpid()}.db"))
+    return WorkerHistogram(GUIDANCE_SECONDS, store), WorkerHistogram(SELECTION_SECONDS, store)
+
+
+class _WorkerSeconds(Collector):
+    """Exposes the histograms of this front end's workers."""
+
+    def __init__(self, directory: str) -> None:
+        self._collector = MultiProcessCollector(None, path=directory)
+
+    def collect(self) -> Iterable[Metric]:
+        """Called on every scrape."""
+        collected: Iterable[Metric] = self._collector.collect()
+        return collected
+
+
+def install() -> None:
+    """Make the front end's directory and expose it. Engine processes inherit it and only write."""
+    if _DIRECTORY in os.environ:
+        return
+    directory = tempfile.mkdtemp(prefix="litelvlm-metrics-")
+    os.environ[_DIRECTORY] = directory
+    atexit.register(_remove, directory, os.getpid())
+    REGISTRY.register(_WorkerSeconds(directory))
+
+
+def _remove(directory: str, owner: int) -> None:
+    if os.getpid() == owner:  # and not a process forked from it
+        shutil.rmtree(directory, ignore_errors=True)

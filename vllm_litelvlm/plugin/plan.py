@@ -1,0 +1,86 @@
+"""What was decided for one request, as it travels through vLLM.
+
+vLLM mixes every ``mm_processor_kwargs`` entry into the hash that keys its processor cache, its
+encoder cache and its prefix cache. The plan is put there in its canonical JSON form, so that two
+requests share cached work exactly when the same tokens are kept for the same reason.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_litelvlm import __version__
+from vllm_litelvlm.options import PruningOptions
+from vllm_litelvlm.pruning.base import Pruner
+from vllm_litelvlm.pruning.keep_all import KeepAll
+from vllm_litelvlm.pruning.registry import build_pruner
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Method, its parameters, the budget in tokens, and the guiding texts, of one request."""
+
+    method: str
+    parameters: Mapping[str, Any]
+    budget: int
+    texts: tuple[str, ...] = ()
+    version: str = __version__
+
+    @classmethod
+    def decide(cls, options: PruningOptions, patches: int) -> "Plan":
+        """Settle a request's options, for images of ``patches`` tokens; texts are still to come.
+
+        What has no influence is left out, so that it does not split the caches: a budget of all
+        tokens is keep-all whatever the method. Raises OptionsError for what is not allowed.
+        """
+        pruner = build_pruner(options.method, options.parameters)
+        budget = options.budget_tokens(patches)
+        if budget == patches or isinstance(pruner, KeepAll):
+            return cls(KeepAll.name, {}, patches)
+        return cls(pruner.name, pruner.model_dump(), budget)
+
+    @property
+    def pruner(self) -> Pruner:
+        """The method with its parameters."""
+        return build_pruner(self.method, self.parameters)
+
+    def to_json(self) -> str:
+        """Canonical form: equal plans, equal strings."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """The inverse of :meth:`to_json`."""
+        fields = json.loads(text)
+        return cls(**{**fields, "texts": tuple(fields["texts"])})
+
+
+@dataclass(frozen=True)
+class WorkOrder:
+    """The part of a plan that the worker needs, as a tensor: texts arrive as token ids."""
+
+    pruner: Pruner
+    budget: int
+
+    @staticmethod
+    def encode(plan: Plan) -> Tensor:
+        """A plan as uint8 [bytes]."""
+        order = {"method": plan.method, "parameters": plan.parameters, "budget": plan.budget}
+        data = bytearray(json.dumps(order, sort_keys=True), "utf-8")
+        return torch.frombuffer(data, dtype=torch.uint8)
+
+    @staticmethod
+    def decode(tensor: Tensor) -> "WorkOrder":
+        """The inverse of :meth:`encode`, for a tensor on the CPU."""
+        return _work_order(tensor.numpy().tobytes())
+
+
+@lru_cache(maxsize=1024)
+def _work_order(data: bytes) -> WorkOrder:
+    order = json.loads(data)
+    return WorkOrder(build_pruner(order["method"], order["parameters"]), order["budget"])

@@ -1,0 +1,169 @@
+"""The multimodal processor: decides, per request, which pruning each image gets."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import torch
+from transformers import BatchFeature
+from vllm.exceptions import VLLMValidationError
+from vllm.inputs import MultiModalInput
+from vllm.model_executor.models.llava import (
+    BaseLlavaProcessingInfo,
+    LlavaDummyInputsBuilder,
+    LlavaMultiModalProcessor,
+    LlavaProcessingInfo,
+)
+from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
+from vllm.multimodal.parse import ImageEmbeddingItems, MultiModalDataItems
+from vllm.multimodal.processing import ProcessorInputs, PromptReplacement, PromptUpdate
+from vllm.multimodal.processing.context import TimingContext
+from vllm.renderers.hf import resolve_chat_template
+
+from vllm_litelvlm.errors import OptionsError
+from vllm_litelvlm.options import OPTIONS_KEY, PruningOptions, parse_request_options
+from vllm_litelvlm.plugin import metrics
+from vllm_litelvlm.plugin.chat_templates import templates_in_use
+from vllm_litelvlm.plugin.config import guidance_config
+from vllm_litelvlm.plugin.instruction import InstructionReader
+from vllm_litelvlm.plugin.plan import Plan, WorkOrder
+from vllm_litelvlm.pruning.registry import pruner_class
+from vllm_litelvlm.vision.text import ClipTextTokenizer
+
+ORDERS_FIELD = "litelvlm_orders"
+TEXT_IDS_FIELD = "litelvlm_text_ids"
+
+
+class LiteLVLMProcessor(LlavaMultiModalProcessor):
+    """LLaVA's processor, with as many placeholder tokens an image as the plan keeps."""
+
+    def __init__(
+        self,
+        info: LlavaProcessingInfo,
+        dummy_inputs: LlavaDummyInputsBuilder[LlavaProcessingInfo],
+    ) -> None:
+        super().__init__(info, dummy_inputs)
+        config = info.get_hf_config()
+        self._guidance = guidance_config(config)
+        self._patches = info.get_max_image_tokens()
+        self._image_token_id = config.image_token_index
+
+    @cached_property
+    def _instruction_reader(self) -> InstructionReader:
+        return InstructionReader(self.info.get_tokenizer(), self._image_token_id)
+
+    @cached_property
+    def _text_tokenizer(self) -> ClipTextTokenizer:
+        return ClipTextTokenizer(self._guidance.clip_model, self._guidance.text_tokens)
+
+    @cached_property
+    def _own_template(self) -> str | None:
+        """The model's own chat template, for prompts that the caller has rendered."""
+        context = self.info.ctx
+        template: str | None = resolve_chat_template(
+            context.get_tokenizer(), None, None, model_config=context.model_config
+        )
+        return template
+
+    def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
+        """Replace the request's options by the plan that they amount to, then process as usual.
+
+        Raises VLLMValidationError (HTTP 400) for options that are not allowed, and for image
+        embeddings, which have not gone through the vision tower that the scores come from.
+        """
+        given = dict(inputs.hf_processor_mm_kwargs)
+        items = inputs.mm_data_items
+        if isinstance(items.get("image"), ImageEmbeddingItems):
+            raise VLLMValidationError(
+                "litelvlm prunes by what the vision tower saw, so image embeddings cannot be given "
+                "directly; send the image itself, or serve without --plugin litelvlm.",
+                parameter="image_embeds",
+            )
+        plan = given.pop(OPTIONS_KEY, None)
+        if not isinstance(plan, Plan):
+            try:
+                plan = self._decide(parse_request_options(plan, self._guidance.server), inputs)
+            except OptionsError as error:
+                raise VLLMValidationError(
+                    str(error), parameter=f"mm_processor_kwargs.{OPTIONS_KEY}"
+                ) from None
+            metrics.count_images(
+                plan.method,
+                images=items.get_all_counts().get("image", 0),
+                tokens_in=self._patches,
+                tokens_kept=plan.pruner.output_count(plan.budget),
+            )
+        given[OPTIONS_KEY] = plan.to_json()
+        return super().apply(dataclasses.replace(inputs, hf_processor_mm_kwargs=given), timing_ctx)
+
+    def _decide(self, options: PruningOptions, inputs: ProcessorInputs) -> Plan:
+        plan = Plan.decide(options, self._patches)
+        self._guidance.server.check_request(options, plan.budget)
+        if not pruner_class(plan.method).reads_text:
+            return plan
+        texts = options.texts
+        if texts is None:
+            templates = [*templates_in_use(), *filter(None, [self._own_template])]
+            turns = self._instruction_reader.user_turns(inputs.prompt, templates)
+            wanted = {"last": turns[-1:], "first": turns[:1], "all": turns}[options.guide]
+            texts = tuple(turn for turn in wanted if turn)[-self._guidance.server.max_texts :]
+        return dataclasses.replace(plan, texts=texts)
+
+    def get_dummy_inputs(self, *args: object, **kwargs: object) -> ProcessorInputs:
+        """The costliest request that the server allows, for vLLM's memory profile.
+
+        Every token of an image, and the scorer with the largest number of full-length texts.
+        """
+        inputs = super().get_dummy_inputs(*args, **kwargs)
+        server = self._guidance.server
+        method = server.defaults.method
+        if not pruner_class(method).reads_text:
+            method = PruningOptions().method
+        text = " ".join("a" * (self._guidance.text_tokens - 2))  # and a start and an end token
+        plan = Plan(method, {}, self._patches, (text,) * server.max_texts)
+        return dataclasses.replace(inputs, hf_processor_mm_kwargs={OPTIONS_KEY: plan})
+
+    def _call_hf_processor(
+        self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]
+    ) -> BatchFeature:
+        others = dict(hf_kwargs)
+        plan = Plan.from_json(str(others.pop(OPTIONS_KEY)))
+        processed = super()._call_hf_processor(hf_data, others)
+        images = len(processed["pixel_values"])
+        ids = (
+            self._text_tokenizer(plan.texts) if plan.texts else torch.zeros(0, 1, dtype=torch.int32)
+        )
+        processed[ORDERS_FIELD] = [WorkOrder.encode(plan)] * images
+        processed[TEXT_IDS_FIELD] = [ids] * images
+        return processed
+
+    def _get_mm_fields_config(
+        self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
+    ) -> Mapping[str, MultiModalFieldConfig]:
+        return {
+            **super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs),
+            ORDERS_FIELD: MultiModalFieldConfig.batched("image", keep_on_cpu=True),
+            TEXT_IDS_FIELD: MultiModalFieldConfig.batched("image", keep_on_cpu=True),
+        }
+
+    def _get_prompt_updates(
+        self,
+        mm_items: MultiModalDataItems,
+        hf_processor_mm_kwargs: Mapping[str, object],
+        out_mm_kwargs: MultiModalKwargsItems,
+    ) -> Sequence[PromptUpdate]:
+        plan = Plan.from_json(str(hf_processor_mm_kwargs[OPTIONS_KEY]))
+        tokens = [self._image_token_id] * plan.pruner.output_count(plan.budget)
+        return [
+            PromptReplacement(
+                modality="image", target=[self._image_token_id], replacement=lambda _: tokens
+            )
+        ]
+
+
+def build_processor(
+    info: BaseLlavaProcessingInfo, dummy_inputs: LlavaDummyInputsBuilder[LlavaProcessingInfo]
+) -> LiteLVLMProcessor:
+    """The factory that vLLM's registry calls. The configuration was checked at start."""
+    assert isinstance(info, LlavaProcessingInfo)
+    return LiteLVLMProcessor(info, dummy_inputs)

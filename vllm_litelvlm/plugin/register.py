@@ -1,0 +1,34 @@
+"""Registration: what happens in every vLLM process once the plugin was asked for."""
+
+import logging
+
+from vllm_litelvlm.plugin import compat, metrics
+
+#: Architecture in a checkpoint's config.json to the class that serves it.
+MODELS = {"LlavaForConditionalGeneration": "vllm_litelvlm.plugin.models.llava:LiteLVLMLlava"}
+
+
+def install() -> None:
+    """Register models, configuration hook, wrappers and metrics. Idempotent.
+
+    Raises CompatibilityError on a vLLM that is not supported.
+    """
+    compat.install()
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    from vllm_litelvlm.plugin.config import LiteLVLMConfigHook
+
+    for architecture, target in MODELS.items():
+        ModelRegistry.register_model(architecture, target)
+        MODELS_CONFIG_MAP[architecture] = LiteLVLMConfigHook
+    metrics.install()
+    _log_like_vllm()
+
+
+def _log_like_vllm() -> None:
+    """Send the package's log through vLLM's handlers, at vLLM's level."""
+    ours, theirs = logging.getLogger("vllm_litelvlm"), logging.getLogger("vllm")
+    ours.handlers = theirs.handlers
+    ours.setLevel(theirs.level)
+    ours.propagate = theirs.propagate

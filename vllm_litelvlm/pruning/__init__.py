@@ -1,0 +1,1 @@
+"""Which visual tokens stay: pure torch, knowing nothing of vLLM or transformers."""

@@ -1,0 +1,27 @@
+"""Attention of [CLS]: what text-blind methods go by."""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from vllm_litelvlm.pruning.base import ScorePruner, Signal, Signals
+
+
+class ClsAttention(ScorePruner):
+    """The tokens that [CLS] attends to most, mean over heads, in raster order.
+
+    The attention is that of the last layer which the tower runs (layer 22 of 24, counted from 0),
+    the one whose output LLaVA reads, as in VisionZip and VisPruner.
+    """
+
+    name: ClassVar[str] = "cls-attention"
+    paper: ClassVar[str] = "the importance of VisionZip and VisPruner"
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        """The attention of [CLS]."""
+        return frozenset({Signal.CLS_ATTENTION})
+
+    def score(self, signals: Signals) -> Tensor:
+        """Attention probabilities, mean over heads."""
+        return signals[Signal.CLS_ATTENTION]

@@ -1,0 +1,133 @@
+"""LiteLVLM: tokens least similar to the text, then those that contribute most to [CLS]."""
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, to_device
+from vllm_litelvlm.pruning.context import context_signal
+
+
+class LiteLVLM(Pruner):
+    """LiteLVLM (ICML 2026), sections 4.2 to 4.4.
+
+    Each text ranks the patches by similarity, the wanted end first. The ranks of N texts become
+    one key a patch: the worst rank (``variant="paper"``: a patch has to be wanted by every text)
+    or the best (``variant="reference"``, the authors' released code: by any text). The
+    similarity set S then is
+
+    * ``share`` given: the round(budget * share) patches with the lowest key (Tables 5 and 8;
+      half rounds up, at least 1 unless share is 0);
+    * ``share`` left out, N = 1: the same with share 0.5 (paper) or 1 (reference);
+    * ``share`` left out, N > 1: the patches with key < budget (paper: the intersection of each
+      text's budget lowest) or key < budget // N (reference: the union of each text's);
+    * ``context`` off: the budget patches with the lowest key (Table 4 #2 and #3).
+
+    The rest of the budget goes to the patches outside S with the highest context score (Eq. 5).
+    Without any text S is empty.
+
+    Deviations: the paper gives no rule for a fixed share, or no context, with N > 1; ordering by
+    the key is ours, and agrees with the intersection and the union wherever those are defined.
+    Ties go to the lower patch index.
+    """
+
+    name: ClassVar[str] = "litelvlm"
+    paper: ClassVar[str] = "LiteLVLM (ICML 2026)"
+    reads_text: ClassVar[bool] = True
+
+    variant: Literal["paper", "reference"] = Field(
+        "paper", description='"paper" or "reference" (the authors\' released code)'
+    )
+    share: float | None = Field(
+        None, ge=0, le=1, description="a number from 0 to 1, or null for the adaptive rule"
+    )
+    direction: Literal["low", "high"] = Field(
+        "low", description='"low" (keep the least similar, the method) or "high" (Table 4 #2)'
+    )
+    context: bool = Field(True, description="true or false (Table 4: no context tokens)")
+    order: Literal["raster", "context_first"] | None = Field(
+        None,
+        description='"raster", "context_first", or null for the variant\'s own order',
+    )
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        """Similarity, and the context score in the variant's form."""
+        return frozenset({Signal.SIMILARITY, context_signal(self.variant)})
+
+    def select(self, signals: Signals, budgets: Sequence[int]) -> list[Selection]:
+        """S first, then the context tokens, then the order that the language model gets."""
+        guided = self._similarity_set(signals, budgets)
+        context = signals[context_signal(self.variant)]
+        # Members of S sort above every context score, in raster order: one sort, fixed length.
+        ranked = torch.sort(
+            context.masked_fill(guided, torch.inf), dim=-1, descending=True, stable=True
+        ).indices
+        order = self.order or ("raster" if self.variant == "paper" else "context_first")
+        selections = []
+        for image, budget in enumerate(budgets):
+            kept = ranked[image, :budget]
+            is_guided = guided[image].gather(0, kept)
+            if order == "raster":
+                kept, position = torch.sort(kept)
+            else:  # False sorts before True, and a stable sort keeps the score order within each
+                position = torch.sort(is_guided.to(torch.uint8), stable=True).indices
+                kept = kept.gather(0, position)
+            selections.append(Selection(kept, is_guided.gather(0, position)))
+        return selections
+
+    def _similarity_set(self, signals: Signals, budgets: Sequence[int]) -> Tensor:
+        """Members of S, bool [images, patches]."""
+        key = self._key(signals)
+        sizes = [
+            self._fixed_size(budget, texts)
+            for budget, texts in zip(budgets, signals.text_counts, strict=True)
+        ]
+        # Adaptive images compare the key itself; the others their place in the key's order.
+        place = _ranks(key)
+        adaptive = to_device([size is None for size in sizes], signals.device).bool()
+        bounds = to_device(
+            [
+                self._adaptive_bound(budget, texts) if size is None else size
+                for size, budget, texts in zip(sizes, budgets, signals.text_counts, strict=True)
+            ],
+            signals.device,
+        )
+        return torch.where(adaptive[:, None], key, place) < bounds[:, None]
+
+    def _key(self, signals: Signals) -> Tensor:
+        """Worst or best rank over an image's own texts, int64 [images, patches]."""
+        similarity = signals[Signal.SIMILARITY]
+        ranks = _ranks(similarity if self.direction == "low" else -similarity)
+        counts = to_device(list(signals.text_counts), signals.device)
+        padding = torch.arange(similarity.shape[1], device=signals.device) >= counts[:, None]
+        if self.variant == "paper":
+            return ranks.masked_fill(padding[:, :, None], -1).amax(dim=1)
+        return ranks.masked_fill(padding[:, :, None], signals.patches).amin(dim=1)
+
+    def _fixed_size(self, budget: int, texts: int) -> int | None:
+        """How many tokens S has, or None where the texts decide."""
+        if texts == 0:
+            return 0
+        if not self.context:
+            return budget
+        share = self.share
+        if share is None:
+            if texts > 1:
+                return None
+            share = 0.5 if self.variant == "paper" else 1.0
+        return 0 if share == 0 else max(1, math.floor(budget * share + 0.5))
+
+    def _adaptive_bound(self, budget: int, texts: int) -> int:
+        return budget if self.variant == "paper" else budget // texts
+
+
+def _ranks(scores: Tensor) -> Tensor:
+    """Each entry's place in ascending order along the last dimension, ties by index."""
+    order = torch.sort(scores, dim=-1, stable=True).indices
+    places = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, places)

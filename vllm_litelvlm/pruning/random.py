@@ -1,0 +1,42 @@
+"""Random selection, the baseline that every table must beat."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vllm_litelvlm.pruning.base import SEED, Pruner, Selection, Signal, Signals
+
+
+class Random(Pruner):
+    """Patch tokens drawn uniformly, in raster order (Table 4, row 0 of the paper).
+
+    The draw depends on ``seed`` and the number of patches alone, and a smaller budget keeps a
+    subset of a larger one's tokens. Give each request its own seed for independent draws.
+    """
+
+    name: ClassVar[str] = "random"
+    paper: ClassVar[str] = "LiteLVLM, arXiv Table 4 #0"
+    seed: int = SEED
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        """Nothing."""
+        return frozenset()
+
+    def select(self, signals: Signals, budgets: Sequence[int]) -> list[Selection]:
+        """The first ``budget`` entries of the seed's permutation, sorted."""
+        permutation = _permutation(self.seed, signals.patches, signals.device)
+        nobody = torch.zeros(signals.patches, dtype=torch.bool, device=signals.device)
+        return [
+            Selection(torch.sort(permutation[:budget]).values, nobody[:budget])
+            for budget in budgets
+        ]
+
+
+@lru_cache(maxsize=256)
+def _permutation(seed: int, patches: int, device: torch.device) -> Tensor:
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    return torch.randperm(patches, generator=generator, device="cpu").to(device)

@@ -1,0 +1,1 @@
+"""Where features and guidance come from: torch and transformers, no vLLM."""

@@ -112,7 +112,8 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
     def get_dummy_inputs(self, *args: object, **kwargs: object) -> ProcessorInputs:
         """The costliest request that the server allows, for vLLM's memory profile.
 
-        Every token of an image, and the scorer with the largest number of full-length texts.
+        As many tokens as a request may ask for, scored with the largest number of full-length
+        texts.
         """
         inputs = super().get_dummy_inputs(*args, **kwargs)
         server = self._guidance.server
@@ -120,7 +121,8 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         if not pruner_class(method).reads_text:
             method = PruningOptions().method
         text = " ".join("a" * (self._guidance.text_tokens - 2))  # and a start and an end token
-        plan = Plan(method, {}, self._patches, (text,) * server.max_texts)
+        budget = min(self._patches, server.max_budget or self._patches)
+        plan = Plan(method, {}, budget, (text,) * server.max_texts)
         return dataclasses.replace(inputs, hf_processor_mm_kwargs={OPTIONS_KEY: plan})
 
     def _call_hf_processor(

@@ -18,7 +18,8 @@ def context_score(cls_query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         float32 [images, patches]; high is kept.
     """
     logits: Tensor = torch.einsum("iw,ipw->ip", cls_query, keys) / keys.shape[-1] ** 0.5
-    return logits.softmax(dim=-1) * torch.linalg.vector_norm(values, dim=-1)
+    lengths: Tensor = torch.linalg.vector_norm(values, dim=-1)
+    return logits.softmax(dim=-1) * lengths
 
 
 def similarity_score(patches: Tensor, texts: Tensor) -> Tensor:

@@ -1,0 +1,29 @@
+"""Fixtures that every test may use: a small checkpoint and real photographs."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vllm_litelvlm.demo.checkpoint import TINY, Checkpoint, build_checkpoint
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A LLaVA and its CLIP in the published layouts, random weights, float32."""
+    return build_checkpoint(Path(tmp_path_factory.mktemp("checkpoint")), TINY)
+
+
+@pytest.fixture(scope="session")
+def photographs() -> list[Image.Image]:
+    """Four photographs that ship with scikit-image."""
+    from skimage import data
+
+    return [
+        Image.fromarray(load()).convert("RGB")
+        for load in (data.astronaut, data.coffee, data.chelsea, data.rocket)
+    ]

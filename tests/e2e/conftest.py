@@ -1,0 +1,73 @@
+"""Real servers, shared by the tests of a session."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from vllm_litelvlm.demo.server import serve
+
+from vllm_litelvlm.demo.checkpoint import Checkpoint
+
+ARGUMENTS = [
+    "--served-model-name=model",
+    "--dtype=float32",
+    "--enforce-eager",
+    "--max-model-len=4096",
+    "--max-num-seqs=16",
+    '--limit-mm-per-prompt={"image": 4}',
+]
+
+
+@dataclass(frozen=True)
+class TracedServer:
+    """A server with the plugin, whose selections a test can read."""
+
+    url: str
+    trace: Path
+
+    def selections(self) -> list[dict[str, Any]]:
+        if not self.trace.exists():
+            return []
+        return [json.loads(line) for line in self.trace.read_text().splitlines()]
+
+    def forget(self) -> None:
+        """Empty the processor, encoder and prefix caches."""
+        for cache in ("mm", "encoder", "prefix"):
+            httpx.post(f"{self.url}/reset_{cache}_cache", timeout=60).raise_for_status()
+
+
+@pytest.fixture(scope="session")
+def server(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp("server")
+    trace = folder / "trace.jsonl"
+    with serve(
+        checkpoint.llava,
+        clip_model=checkpoint.clip,
+        arguments=ARGUMENTS,
+        environment={"VLLM_LITELVLM_TRACE": str(trace), "VLLM_SERVER_DEV_MODE": "1"},
+        log=folder / "server.log",
+    ) as running:
+        yield TracedServer(running.url, trace)
+
+
+@pytest.fixture(scope="session")
+def without_plugin(
+    checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[dict[str, str]], Any]:
+    """Starts a server that does not name the plugin, in an environment to choose."""
+
+    def start(environment: dict[str, str]) -> Any:
+        folder = tmp_path_factory.mktemp("server")
+        return serve(
+            checkpoint.llava,
+            plugin=False,
+            arguments=ARGUMENTS,
+            environment=environment,
+            log=folder / "server.log",
+        )
+
+    return start

@@ -1,0 +1,112 @@
+"""LiteLVLM on LLaVA in plain transformers, written from the method's description alone.
+
+Nothing of the package is used: CLIP runs whole, scores are loops over patches, sets are sets.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import AutoProcessor, AutoTokenizer, CLIPModel, LlavaForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Kept patch indices in the order that the language model gets, and who chose each."""
+
+    kept: list[int]
+    guided: list[bool]
+
+
+class Reference:
+    """The model of a LLaVA folder and its CLIP folder, float32."""
+
+    def __init__(self, llava: Path, clip: Path) -> None:
+        self.clip = CLIPModel.from_pretrained(clip, dtype=torch.float32).eval()
+        self.clip_tokenizer = AutoTokenizer.from_pretrained(clip)
+        self.processor = AutoProcessor.from_pretrained(llava)
+        self.llava = LlavaForConditionalGeneration.from_pretrained(
+            llava, dtype=torch.float32
+        ).eval()
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        return self.processor.image_processor(image, return_tensors="pt")["pixel_values"]
+
+    @torch.no_grad()
+    def choose(
+        self, image: Image.Image, texts: list[str], budget: int, variant: str = "paper"
+    ) -> Choice:
+        vision = self.clip.vision_model(self.pixels(image), output_hidden_states=True)
+        hidden = vision.hidden_states[-2][0]
+        last = self.clip.vision_model.encoder.layers[-1]
+        aligned = self.clip.visual_projection(self.clip.vision_model.post_layernorm(hidden[1:]))
+        lowest = []  # for each text, patches by rising similarity
+        for text in texts:
+            ids = self.clip_tokenizer(text, truncation=True, max_length=77, return_tensors="pt")[
+                "input_ids"
+            ]
+            state = self.clip.text_model(input_ids=ids).pooler_output
+            similarity = (aligned @ self.clip.text_projection(state)[0]).tolist()
+            lowest.append(sorted(range(len(similarity)), key=lambda j, s=similarity: s[j]))
+
+        normed = last.layer_norm1(hidden)
+        query = last.self_attn.q_proj(normed[0])
+        keys = last.self_attn.k_proj(normed[1:])
+        values = last.self_attn.v_proj(normed[1:])
+        if variant == "reference":
+            query = query / query.norm()
+            keys = keys / keys.norm(dim=-1, keepdim=True)
+        attention = torch.softmax(keys @ query / keys.shape[-1] ** 0.5, dim=0)
+        context = (attention[:, None] * values).norm(dim=-1).tolist()
+
+        if variant == "paper":
+            if len(texts) == 1:
+                chosen = set(lowest[0][: max(1, int(budget * 0.5 + 0.5))])
+            else:
+                chosen = set.intersection(*(set(order[:budget]) for order in lowest))
+        else:
+            each = budget if len(texts) == 1 else budget // len(texts)
+            chosen = set.union(*(set(order[:each]) for order in lowest))
+        others = sorted(set(range(len(context))) - chosen, key=lambda j: -context[j])
+        recovered = others[: budget - len(chosen)]
+        kept = recovered + sorted(chosen)
+        if variant == "paper":
+            kept = sorted(kept)
+        return Choice(kept, [patch in chosen for patch in kept])
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: str,
+        images: list[Image.Image],
+        kept: list[list[int]],
+        tokens: int,
+        add_special_tokens: bool = False,
+    ) -> list[int]:
+        """Greedy continuation when each ``<image>`` is replaced by its kept tokens' embeddings."""
+        ids = self.processor.tokenizer(
+            prompt, add_special_tokens=add_special_tokens, return_tensors="pt"
+        )
+        ids = ids["input_ids"][0]
+        places = (ids == self.llava.config.image_token_id).nonzero()[:, 0].tolist()
+        assert len(places) == len(images)
+        embeddings = self.llava.get_input_embeddings()(ids)
+        parts, start = [], 0
+        for place, image, indices in zip(places, images, kept, strict=True):
+            parts += [embeddings[start:place], self._features(image)[indices]]
+            start = place + 1
+        parts.append(embeddings[start:])
+        inputs = torch.cat(parts)[None]
+        output = self.llava.generate(
+            inputs_embeds=inputs,
+            attention_mask=torch.ones(inputs.shape[:2], dtype=torch.long),
+            max_new_tokens=tokens,
+            do_sample=False,
+        )
+        return output[0].tolist()
+
+    def _features(self, image: Image.Image) -> torch.Tensor:
+        tower = self.llava.model.vision_tower
+        hidden = tower(self.pixels(image), output_hidden_states=True).hidden_states[-2][0, 1:]
+        return self.llava.model.multi_modal_projector(hidden)

@@ -1,0 +1,180 @@
+"""The offline classes: chunked prefill, prefix caching, LoRA, AsyncLLM, other checkpoints."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from tests.e2e.reference import Reference
+from vllm_litelvlm.demo.checkpoint import Checkpoint
+
+QUESTION = "Where is the red cup?"
+PROMPT = f"USER: <image>\n{QUESTION} ASSISTANT:"
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A folder with the photographs as files, and the engine's common arguments."""
+
+    folder: Path
+    images: list[str]
+    engine: dict[str, Any]
+
+    def run(self, batches: list[Any], **jobs: Any) -> list[Any]:
+        """Run batches of requests in an engine of their own process."""
+        engine = {**self.engine, **jobs.pop("engine", {})}
+        path = self.folder / "jobs.json"
+        path.write_text(json.dumps({"engine": engine, "batches": batches, **jobs}))
+        environment = {
+            **os.environ,
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}",
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.e2e.offline", str(path)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        answers: list[Any] = json.loads((self.folder / "answers.json").read_text())
+        return answers
+
+
+@pytest.fixture
+def workplace(
+    checkpoint: Checkpoint, photographs: Sequence[Image.Image], tmp_path: Path
+) -> Workplace:
+    files = []
+    for number, photograph in enumerate(photographs):
+        files.append(str(tmp_path / f"{number}.png"))
+        photograph.save(files[-1])
+    engine = {
+        "model": str(checkpoint.llava),
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 2048,
+        "max_num_seqs": 4,
+        "limit_mm_per_prompt": {"image": 2},
+        "additional_config": {"litelvlm": {"clip_model": str(checkpoint.clip)}},
+    }
+    return Workplace(tmp_path, files, engine)
+
+
+def _job(image: str, budget: int, prompt: str = PROMPT, **more: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "images": [image], "options": {"budget": budget}, **more}
+
+
+def test_chunked_prefill_prefix_caching_and_lora_work_with_pruning(
+    workplace: Workplace,
+    checkpoint: Checkpoint,
+    photographs: Sequence[Image.Image],
+    tmp_path: Path,
+) -> None:
+    adapter = _write_adapter(tmp_path / "adapter", checkpoint)
+    budgets = [150, 64, 192, 100]
+    batch = [_job(image, budget) for image, budget in zip(workplace.images, budgets, strict=True)]
+    long_prompt = PROMPT.replace(QUESTION, QUESTION + " Tell me all about it." * 12)
+    repeated = [_job(workplace.images[0], 192, long_prompt)]
+    answers = workplace.run(
+        [batch, repeated, repeated, [{**batch[0], "lora": str(adapter)}], [batch[0]]],
+        engine={
+            "max_num_batched_tokens": 200,
+            "enable_chunked_prefill": True,
+            "enable_prefix_caching": True,
+            "enable_lora": True,
+            "max_lora_rank": 8,
+            "additional_config": {
+                "litelvlm": {"clip_model": str(checkpoint.clip), "max_budget": 192}
+            },
+        },
+    )
+    reference = Reference(checkpoint.llava, checkpoint.clip)
+    for answer, photograph, budget in zip(answers[0], photographs, budgets, strict=True):
+        kept = reference.choose(photograph, [QUESTION], budget).kept
+        expected = reference.generate(PROMPT, [photograph], [kept], 8, add_special_tokens=True)
+        assert answer["token_ids"] == expected
+    # Four prompts of 110 to 240 tokens in steps of 200: some image was cut by a chunk.
+    assert sum(answer["prompt_tokens"] for answer in answers[0]) > 3 * 200
+    assert answers[1][0]["cached_tokens"] == 0
+    assert answers[2][0]["cached_tokens"] >= 128
+    assert answers[2][0]["token_ids"] == answers[1][0]["token_ids"]
+    assert answers[3][0]["token_ids"] != answers[4][0]["token_ids"]
+    assert answers[4][0]["token_ids"] == answers[0][0]["token_ids"]
+
+
+def test_bad_option_raises_from_the_offline_class_and_it_goes_on(workplace: Workplace) -> None:
+    refused, text_only, served = workplace.run(
+        [
+            [_job(workplace.images[0], 577)],
+            [{"prompt": "Hi", "images": [], "options": {"budget": 64}}],
+            [_job(workplace.images[0], 64)],
+        ]
+    )
+    assert refused["error"] == "VLLMValidationError"
+    assert "at most 576" in refused["message"]
+    assert "no image to prune" in text_only["message"]
+    assert served[0]["token_ids"]
+
+
+def test_async_engine_serves_a_checkpoint_saved_by_transformers_5(
+    workplace: Workplace, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    published = workplace.run([[_job(image, 64) for image in workplace.images]])
+    resaved = _without_vision_model_level(checkpoint.llava, tmp_path / "resaved")
+    answers = workplace.run(
+        [[_job(image, 64) for image in workplace.images]],
+        asynchronous=True,
+        engine={"model": str(resaved)},
+    )
+    assert answers == published
+
+
+def _write_adapter(folder: Path, checkpoint: Checkpoint) -> Path:
+    """A LoRA adapter in PEFT's format on the language model's query projections."""
+    config = json.loads((checkpoint.llava / "config.json").read_text())["text_config"]
+    width, rank = config["hidden_size"], 4
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"base_model.model.language_model.model.layers.{layer}.self_attn.q_proj"
+        tensors[f"{prefix}.lora_A.weight"] = torch.randn(rank, width, generator=generator)
+        tensors[f"{prefix}.lora_B.weight"] = torch.randn(width, rank, generator=generator)
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    described = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": ["q_proj"],
+        "task_type": "CAUSAL_LM",
+        "bias": "none",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(described))
+    return folder
+
+
+def _without_vision_model_level(llava: Path, folder: Path) -> Path:
+    """The same checkpoint under the tensor names that transformers 5 writes."""
+    folder.mkdir()
+    for file in llava.iterdir():
+        if file.suffix != ".safetensors":
+            (folder / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(llava / "model.safetensors")
+    renamed = {
+        name.replace("vision_tower.vision_model.", "vision_tower."): tensor
+        for name, tensor in tensors.items()
+    }
+    assert renamed.keys() != tensors.keys()
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder

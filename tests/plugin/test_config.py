@@ -1,0 +1,108 @@
+"""Faults of the server's options and the model are sentences at start, before any process."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm import EngineArgs
+
+from vllm_litelvlm.demo.checkpoint import Checkpoint
+from vllm_litelvlm.plugin.config import guidance_config
+
+pytestmark = pytest.mark.usefixtures("installed")
+
+
+def build(checkpoint: Checkpoint, options: Any = None, **more: Any) -> Any:
+    """vLLM's configuration, as it is built before any engine process starts."""
+    given = {"clip_model": str(checkpoint.clip)} if options is None else options
+    arguments: dict[str, Any] = {
+        "model": str(checkpoint.llava),
+        "dtype": "float32",
+        "max_model_len": 1024,
+        "additional_config": {"litelvlm": given},
+    }
+    return EngineArgs(**{**arguments, **more}).create_engine_config()
+
+
+def changed(checkpoint: Checkpoint, folder: Path, **config: Any) -> Checkpoint:
+    """A copy of the checkpoint with other values in LLaVA's config.json."""
+    llava = Path(shutil.copytree(checkpoint.llava, folder / "llava"))
+    file = llava / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    return Checkpoint(llava=llava, clip=checkpoint.clip)
+
+
+def test_valid_options_reach_the_model_configuration(checkpoint: Checkpoint) -> None:
+    options = {"clip_model": str(checkpoint.clip), "budget": 128, "max_texts": 3, "share": 0.25}
+    found = guidance_config(build(checkpoint, options).model_config.hf_config)
+    assert found.clip_model == str(checkpoint.clip)
+    assert found.text_tokens == 77
+    assert found.server.max_texts == 3
+    assert found.server.defaults.budget == 128
+    assert found.server.defaults.parameters == {"share": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"budget": 0}, "'budget' is 0"),
+        ({"budget": 577}, "'budget' is 577; allowed: at most 576"),
+        ({"max_texts": 0}, "'max_texts' is 0"),
+        ({"min_budget": 64, "max_budget": 32}, "'max_budget' is 32"),
+        ({"budget": 500, "max_budget": 192}, "comes to 500 tokens; this server allows 1 to 192"),
+        ({"request_options": "no"}, "'request_options' is 'no'; allowed: true or false"),
+        ({"bugdet": 64}, "'bugdet' is unknown"),
+        ({"method": "random", "share": 0.1}, "'share' is unknown"),
+        ("128", "are '128'; allowed: an object"),
+        ({"clip_model": "/nowhere"}, "No CLIP configuration at '/nowhere'"),
+        ({"budget": 64}, "Name the CLIP checkpoint that it was taken from"),
+    ],
+)
+def test_bad_server_option_is_an_error_at_start(
+    checkpoint: Checkpoint, options: Any, sentence: str
+) -> None:
+    with pytest.raises(Exception, match=r"litelvlm|CLIP") as raised:
+        build(checkpoint, options)
+    assert sentence in str(raised.value)
+
+
+def test_vision_tower_that_is_not_clip_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    siglip = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "image_size": 336,
+        "patch_size": 14,
+    }
+    with pytest.raises(Exception, match="litelvlm needs a CLIP vision tower; this model's is"):
+        build(changed(checkpoint, tmp_path, vision_config=siglip))
+
+
+@pytest.mark.parametrize(
+    "fault", [{"vision_feature_layer": -1}, {"vision_feature_select_strategy": "full"}]
+)
+def test_other_features_than_those_of_llava_are_refused(
+    checkpoint: Checkpoint, tmp_path: Path, fault: dict[str, Any]
+) -> None:
+    with pytest.raises(Exception, match="litelvlm needs vision_feature_layer -2"):
+        build(changed(checkpoint, tmp_path, **fault))
+
+
+def test_lora_on_the_tower_is_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(Exception, match="leave --enable-tower-connector-lora out"):
+        build(checkpoint, enable_lora=True, enable_tower_connector_lora=True)
+
+
+def test_rust_front_end_is_refused(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    with pytest.raises(Exception, match="VLLM_USE_RUST_FRONTEND"):
+        build(checkpoint)
+
+
+def test_server_options_in_the_wrong_place_are_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(Exception, match="--additional-config"):
+        build(checkpoint, mm_processor_kwargs={"litelvlm": {"budget": 64}})

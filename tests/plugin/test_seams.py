@@ -1,0 +1,112 @@
+"""The hooks of vLLM that the plugin overrides or wraps still look as it expects them to."""
+
+import inspect
+import os
+import subprocess
+import sys
+
+import pytest
+from vllm.model_executor.models.clip import CLIPVisionModel
+from vllm.model_executor.models.llava import (
+    LlavaForConditionalGeneration,
+    LlavaMultiModalProcessor,
+)
+from vllm.renderers.base import BaseRenderer
+
+from vllm_litelvlm.errors import CompatibilityError
+from vllm_litelvlm.plugin import compat
+
+
+@pytest.mark.parametrize(
+    ("hook", "parameters"),
+    [
+        (LlavaMultiModalProcessor.apply, ["self", "inputs", "timing_ctx"]),
+        (LlavaMultiModalProcessor._call_hf_processor, ["self", "hf_data", "hf_kwargs"]),
+        (
+            LlavaMultiModalProcessor._get_mm_fields_config,
+            ["self", "hf_inputs", "hf_processor_mm_kwargs"],
+        ),
+        (
+            LlavaMultiModalProcessor._get_prompt_updates,
+            ["self", "mm_items", "hf_processor_mm_kwargs", "out_mm_kwargs"],
+        ),
+        (LlavaMultiModalProcessor.get_dummy_inputs, ["self", "seq_len", "mm_counts", "mm_options"]),
+        (LlavaForConditionalGeneration.embed_multimodal, ["self", "kwargs"]),
+        (LlavaForConditionalGeneration.load_weights, ["self", "weights"]),
+        (
+            CLIPVisionModel.forward,
+            ["self", "pixel_values", "select_layers", "feature_select_strategy"],
+        ),
+        (BaseRenderer._apply_prompt_extras, ["self", "prompts", "prompt_extras"]),
+    ],
+)
+def test_hook_has_the_parameters_that_the_plugin_overrides(
+    hook: object, parameters: list[str]
+) -> None:
+    assert callable(hook)
+    assert list(inspect.signature(hook).parameters) == parameters
+
+
+def test_hook_that_moved_fails_loudly_naming_the_versions() -> None:
+    with pytest.raises(CompatibilityError, match=r"vllm\.config\.NoSuchHook.*0\.32, 0\.33"):
+        compat._wrap("vllm.config", "NoSuchHook", lambda stock: stock)
+
+
+@pytest.mark.parametrize(
+    ("found", "fits"),
+    [("0.31.2", False), ("0.32.0+cpu", True), ("0.33.1", True), ("0.34.0", False)],
+)
+def test_unsupported_version_is_refused(
+    monkeypatch: pytest.MonkeyPatch, found: str, fits: bool
+) -> None:
+    monkeypatch.setattr(compat, "_vllm_version", lambda: found)
+    if fits:
+        compat._check_version()
+    else:
+        with pytest.raises(CompatibilityError, match=found):
+            compat._check_version()
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_ours"),
+    [
+        ({}, False),
+        ({"VLLM_PLUGINS": ""}, False),
+        ({"VLLM_PLUGINS": "litelvlm"}, True),
+        ({"VLLM_LITELVLM": "1"}, True),
+        ({"VLLM_PLUGINS": "litelvlm", "VLLM_LITELVLM": "0"}, False),
+    ],
+)
+def test_vllm_is_touched_only_when_the_plugin_is_asked_for(
+    environment: dict[str, str], is_ours: bool
+) -> None:
+    program = """
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+import vllm.renderers.base, vllm.renderers.hf, vllm.renderers.online_renderer as online
+from vllm import ModelRegistry
+from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+from prometheus_client import REGISTRY
+import sys
+name = "LlavaForConditionalGeneration"
+print(
+    "litelvlm" in repr(ModelRegistry.models[name]),
+    name in MODELS_CONFIG_MAP,
+    hasattr(online.validate_request_mm_kwargs, "_litelvlm"),
+    hasattr(vllm.renderers.base.BaseRenderer._apply_prompt_extras, "_litelvlm"),
+    hasattr(vllm.renderers.hf.resolve_chat_template, "_litelvlm"),
+    "litelvlm_guidance_seconds" in str(list(REGISTRY._collector_to_names)) or
+    any("vllm_litelvlm" in type(one).__module__ for one in REGISTRY._collector_to_names),
+)
+"""
+    clean = {name: value for name, value in os.environ.items() if "LITELVLM" not in name}
+    clean.pop("VLLM_PLUGINS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-6:] == [str(is_ours)] * 6

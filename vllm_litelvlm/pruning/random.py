@@ -18,7 +18,7 @@ class Random(Pruner):
     """
 
     name: ClassVar[str] = "random"
-    paper: ClassVar[str] = "LiteLVLM, arXiv Table 4 #0"
+    paper: ClassVar[str] = "LiteLVLM, Table 4 #0"
     seed: int = SEED
 
     @property

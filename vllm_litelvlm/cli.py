@@ -1,0 +1,88 @@
+"""The ``litelvlm`` command: arguments to options to calls."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vllm_litelvlm import __version__
+from vllm_litelvlm.errors import LiteLVLMError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status. Errors of the package are told in a sentence."""
+    chosen = _parser().parse_args(arguments)
+    try:
+        if chosen.command == "demo":
+            _demo(chosen)
+        else:
+            _methods()
+    except LiteLVLMError as error:
+        print(f"litelvlm: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="litelvlm",
+        description="Text-guided visual-token pruning for vLLM. To serve a model: "
+        "vllm serve MODEL --plugin litelvlm",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    demo = commands.add_parser(
+        "demo",
+        help="serve a small model and ask it about two photographs at several budgets",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    demo.add_argument(
+        "--output", type=Path, default=Path("litelvlm-demo"), help="folder for everything written"
+    )
+    demo.add_argument(
+        "--budgets",
+        type=int,
+        nargs="+",
+        default=[576, 128, 64],
+        metavar="TOKENS",
+        help="visual tokens to keep of each image",
+    )
+    demo.add_argument(
+        "--model", type=Path, help="folder of a LLaVA-1.5 checkpoint; one is built if left out"
+    )
+    demo.add_argument("--clip-model", help="hub name or folder of the vision tower's CLIP")
+    commands.add_parser("methods", help="list the pruning methods and their options")
+    return parser
+
+
+def _demo(chosen: argparse.Namespace) -> None:
+    from vllm_litelvlm.demo.run import run_demo
+
+    run_demo(chosen.output, chosen.budgets, chosen.model, chosen.clip_model)
+
+
+def _methods() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from vllm_litelvlm.options import COMMON_OPTIONS, PruningOptions
+    from vllm_litelvlm.pruning.registry import method_names, pruner_class
+
+    table = Table("method or option", "default", "paper, or allowed values")
+    for name in method_names():
+        pruner = pruner_class(name)
+        text = "guided by the text" if pruner.reads_text else "does not read the text"
+        table.add_row(f"[bold]{name}[/]", "", f"[bold]{pruner.paper}[/]; {text}")
+        for option, field in pruner.model_fields.items():
+            table.add_row(f"  {option}", json.dumps(field.default), field.description or "")
+        table.add_section()
+    table.add_row("[bold]options of every method[/]")
+    for option in COMMON_OPTIONS:
+        field = PruningOptions.model_fields[option]
+        table.add_row(f"  {option}", json.dumps(field.default), field.description or "")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Pictures of what was kept, as the paper's Figure 5 draws them."""
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+
+#: Outline of tokens that the text's similarity chose, and of those that the context score did.
+GUIDED_COLOUR = (226, 34, 34)
+CONTEXT_COLOUR = (22, 160, 60)
+_SCALE = 2
+_CAPTION = 44
+
+
+def as_the_tower_sees_it(image: Image.Image, side: int) -> Image.Image:
+    """Resize the shorter side to ``side`` pixels and crop the centre, as CLIP's processor does."""
+    width, height = image.size
+    scale = side / min(width, height)
+    resized = image.convert("RGB").resize(
+        (max(side, round(width * scale)), max(side, round(height * scale))),
+        Image.Resampling.BICUBIC,
+    )
+    left, top = (resized.width - side) // 2, (resized.height - side) // 2
+    return resized.crop((left, top, left + side, top + side))
+
+
+def draw_kept_patches(
+    image: Image.Image, kept: Sequence[int], guided: Sequence[bool], grid: int, patch: int
+) -> Image.Image:
+    """Outline the kept patches, red for similarity and green for context; grey out the rest.
+
+    Args:
+        image: the photograph.
+        kept: patch indices in raster order of a ``grid`` x ``grid`` layout.
+        guided: for each kept patch, whether similarity to the text chose it.
+        grid: patches a side.
+        patch: pixels a side of one patch.
+    """
+    seen = as_the_tower_sees_it(image, grid * patch)
+    size = patch * _SCALE
+    seen = seen.resize((grid * size, grid * size), Image.Resampling.LANCZOS)
+    picture = ImageEnhance.Brightness(seen.convert("L").convert("RGB")).enhance(0.35)
+    pen = ImageDraw.Draw(picture)
+    for index, by_text in zip(kept, guided, strict=True):
+        row, column = divmod(index, grid)
+        box = (column * size, row * size, (column + 1) * size, (row + 1) * size)
+        picture.paste(seen.crop(box), box[:2])
+        colour = GUIDED_COLOUR if by_text else CONTEXT_COLOUR
+        pen.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=colour, width=2)
+    return picture
+
+
+def with_caption(picture: Image.Image, title: str, guided: int, context: int) -> Image.Image:
+    """Write a title and the two colours' counts under a picture."""
+    framed = Image.new("RGB", (picture.width, picture.height + _CAPTION), "white")
+    framed.paste(picture, (0, 0))
+    pen = ImageDraw.Draw(framed)
+    font = ImageFont.load_default(15)
+    top = picture.height + 4
+    pen.text((6, top), title, fill="black", font=font)
+    place = 6
+    for colour, label in (
+        (GUIDED_COLOUR, f"similarity: {guided}"),
+        (CONTEXT_COLOUR, f"context: {context}"),
+    ):
+        pen.rectangle((place, top + 23, place + 12, top + 35), fill=colour)
+        pen.text((place + 18, top + 20), label, fill="black", font=font)
+        place += 40 + round(pen.textlength(label, font=font))
+    return framed
+
+
+def contact_sheet(rows: Sequence[Sequence[Image.Image]], gap: int = 8) -> Image.Image:
+    """Pictures of one size in a grid, half as large."""
+    cells = [[picture.reduce(2) for picture in row] for row in rows]
+    width, height = cells[0][0].size
+    sheet = Image.new(
+        "RGB",
+        (gap + max(map(len, cells)) * (width + gap), gap + len(cells) * (height + gap)),
+        "white",
+    )
+    for number, row in enumerate(cells):
+        for place, picture in enumerate(row):
+            sheet.paste(picture, (gap + place * (width + gap), gap + number * (height + gap)))
+    return sheet

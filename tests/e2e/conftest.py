@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
-from vllm_litelvlm.demo.server import serve
 
 from vllm_litelvlm.demo.checkpoint import Checkpoint
+from vllm_litelvlm.demo.server import serve
 
 ARGUMENTS = [
     "--served-model-name=model",

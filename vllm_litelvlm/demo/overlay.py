@@ -49,18 +49,22 @@ def draw_kept_patches(
     return picture
 
 
-def with_caption(picture: Image.Image, title: str, guided: int, context: int) -> Image.Image:
-    """Write a title and the two colours' counts under a picture."""
+def with_caption(
+    picture: Image.Image, title: str, guided: Sequence[bool] | None = None
+) -> Image.Image:
+    """Write a title under a picture, and how many tokens each colour has if there are any."""
     framed = Image.new("RGB", (picture.width, picture.height + _CAPTION), "white")
     framed.paste(picture, (0, 0))
     pen = ImageDraw.Draw(framed)
     font = ImageFont.load_default(15)
     top = picture.height + 4
     pen.text((6, top), title, fill="black", font=font)
+    if guided is None:
+        return framed
     place = 6
     for colour, label in (
-        (GUIDED_COLOUR, f"similarity: {guided}"),
-        (CONTEXT_COLOUR, f"context: {context}"),
+        (GUIDED_COLOUR, f"similarity: {sum(guided)}"),
+        (CONTEXT_COLOUR, f"context: {len(guided) - sum(guided)}"),
     ):
         pen.rectangle((place, top + 23, place + 12, top + 35), fill=colour)
         pen.text((place + 18, top + 20), label, fill="black", font=font)

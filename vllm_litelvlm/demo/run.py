@@ -16,9 +16,15 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from vllm_litelvlm.demo.checkpoint import SMALL, build_checkpoint
-from vllm_litelvlm.demo.overlay import contact_sheet, draw_kept_patches, with_caption
+from vllm_litelvlm.demo.overlay import (
+    as_the_tower_sees_it,
+    contact_sheet,
+    draw_kept_patches,
+    with_caption,
+)
 from vllm_litelvlm.demo.server import serve
 
 _QUESTIONS = {
@@ -89,6 +95,7 @@ def run_demo(
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))["vision_config"]
     log = output / "server.log"
     arguments = [f"--served-model-name={_MODEL}", "--max-model-len=2048", "--enforce-eager"]
+    arguments += ["--no-enable-prefix-caching"]  # every row pays for its own prompt
     with ExitStack() as stack:
         with console.status(f"Starting vllm serve {model} --plugin litelvlm (log: {log}) ..."):
             server = stack.enter_context(
@@ -109,7 +116,7 @@ def run_demo(
         rows = _ask_everything(target, budgets, pictures, console)
     _report(rows, console)
     for sheet in _contact_sheets(rows, pictures):
-        console.print(f"Pictures: {sheet}")
+        console.print(f"Pictures (red: similarity, green: context): {sheet}")
     return rows
 
 
@@ -175,33 +182,40 @@ def _save_picture(
     """Draw what the running engine kept for the last request; keep-all is not traced."""
     patches = target.grid**2
     if budget == patches:
-        kept, guided = list(range(patches)), [False] * patches
-    else:
-        line = json.loads(target.trace.read_text(encoding="utf-8").splitlines()[-1])
-        kept, guided = line["kept"], line["guided"]
+        seen = as_the_tower_sees_it(photograph, target.grid * target.patch)
+        with_caption(
+            seen.resize((seen.width * 2, seen.height * 2)), f"{question}   all tokens"
+        ).save(path)
+        return
+    line = json.loads(target.trace.read_text(encoding="utf-8").splitlines()[-1])
+    kept, guided = line["kept"], line["guided"]
     drawn = draw_kept_patches(photograph, kept, guided, target.grid, target.patch)
     title = f"{question}   {len(kept)} of {patches} tokens"
-    with_caption(drawn, title, sum(guided), len(guided) - sum(guided)).save(path)
+    with_caption(drawn, title, guided).save(path)
 
 
 def _report(rows: Sequence[Measured], console: Console) -> None:
-    table = Table("photograph", "question", title="vllm serve --plugin litelvlm")
-    for heading in ("budget", "prompt tokens", "first token, s", "whole answer, s"):
-        table.add_column(heading, justify="right")
-    table.add_column("answer (random weights)", overflow="ellipsis", no_wrap=True, max_width=28)
-    table.add_column("picture")
-    for row in rows:
-        table.add_row(
-            row.photograph,
-            row.question,
-            str(row.budget),
-            str(row.prompt_tokens),
-            f"{row.first_token:.2f}",
-            f"{row.seconds:.2f}",
-            row.answer.replace("[", r"\["),
-            row.picture.name,
-        )
-    console.print(table)
+    for photograph, questions in _QUESTIONS.items():
+        console.print(f"\n[bold]{photograph}[/]")
+        table = Table()
+        for heading in ("#", "budget", "prompt tokens", "first token s", "answer s"):
+            table.add_column(heading, justify="right", max_width=7)
+        table.add_column("answer", overflow="ellipsis", no_wrap=True, max_width=14)
+        table.add_column("picture", no_wrap=True)
+        for number, question in enumerate(questions, start=1):
+            console.print(f"{number}. {question}")
+            for row in rows:
+                if (row.photograph, row.question) == (photograph, question):
+                    table.add_row(
+                        str(number),
+                        str(row.budget),
+                        str(row.prompt_tokens),
+                        f"{row.first_token:.2f}",
+                        f"{row.seconds:.2f}",
+                        Text(row.answer),
+                        row.picture.name,
+                    )
+        console.print(table)
     for budget in dict.fromkeys(row.budget for row in rows):
         chosen = [row for row in rows if row.budget == budget]
         console.print(

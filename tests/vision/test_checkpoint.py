@@ -1,0 +1,133 @@
+"""Where weights come from, and what is said when they are not there."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, CLIPVisionConfig, LlavaConfig, SiglipVisionConfig
+
+from vllm_litelvlm.demo.checkpoint import Checkpoint
+from vllm_litelvlm.errors import CompatibilityError, WeightsError
+from vllm_litelvlm.vision.checkpoint import (
+    TowerTap,
+    check_tower,
+    default_clip_model,
+    load_guidance,
+    read_clip_config,
+)
+from vllm_litelvlm.vision.guidance import Guidance
+
+
+@pytest.fixture
+def guidance(checkpoint: Checkpoint) -> Guidance:
+    config = CLIPConfig.from_pretrained(checkpoint.clip)
+    return Guidance(config.vision_config, config)
+
+
+def changed_clip(checkpoint: Checkpoint, folder: Path, name: str, tensor: Any) -> str:
+    """A copy of the CLIP with one tensor replaced, or left out if None."""
+    copy = Path(shutil.copytree(checkpoint.clip, folder / "clip"))
+    tensors = load_file(copy / "model.safetensors")
+    del tensors[name]
+    if tensor is not None:
+        tensors[name] = tensor
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    return str(copy)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "visual_projection.weight",
+        "text_projection.weight",
+        "vision_model.post_layernorm.bias",
+        "vision_model.encoder.layers.3.self_attn.q_proj.weight",
+        "text_model.encoder.layers.1.mlp.fc1.weight",
+    ],
+)
+def test_missing_tensor_is_named_with_where_it_was_looked_for(
+    checkpoint: Checkpoint, guidance: Guidance, tmp_path: Path, name: str
+) -> None:
+    clip = changed_clip(checkpoint, tmp_path, name, None)
+    with pytest.raises(WeightsError) as raised:
+        load_guidance(guidance.scorer, guidance.text_tower, {}, clip)
+    message = str(raised.value)
+    assert f"'{name}' is neither in the model's checkpoint nor in the CLIP at '{clip}'" in message
+
+
+def test_misshapen_tensor_is_named(checkpoint: Checkpoint, guidance: Guidance) -> None:
+    name = "vision_model.post_layernorm.bias"
+    with pytest.raises(WeightsError, match=rf"{name}.*model's checkpoint has shape \[3\].*\[64\]"):
+        load_guidance(
+            guidance.scorer, guidance.text_tower, {name: torch.zeros(3)}, str(checkpoint.clip)
+        )
+
+
+def test_misshapen_tensor_of_the_clip_is_not_taken_for_a_loaded_one(
+    checkpoint: Checkpoint, guidance: Guidance, tmp_path: Path
+) -> None:
+    clip = changed_clip(checkpoint, tmp_path, "visual_projection.weight", torch.zeros(5, 64))
+    with pytest.raises(WeightsError, match=r"visual_projection\.weight"):
+        load_guidance(guidance.scorer, guidance.text_tower, {}, clip)
+
+
+def test_model_checkpoint_comes_before_the_clip(checkpoint: Checkpoint, guidance: Guidance) -> None:
+    name = "vision_model.post_layernorm.bias"
+    tower = {name: torch.full((64,), 7.0)}
+    load_guidance(guidance.scorer, guidance.text_tower, tower, str(checkpoint.clip))
+    assert guidance.scorer.post_norm.bias.unique().tolist() == [7.0]
+    theirs = load_file(checkpoint.clip / "model.safetensors")["visual_projection.weight"]
+    assert torch.equal(guidance.scorer.projection.weight, theirs)
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+@pytest.mark.parametrize("level", ["", "vision_model."])
+def test_tower_tensors_are_found_under_every_published_name(
+    guidance: Guidance, prefix: str, level: str
+) -> None:
+    tap = TowerTap(guidance.scorer)
+    wanted = f"{prefix}vision_tower.{level}encoder.layers.3.layer_norm1.weight"
+    others = [f"{prefix}vision_tower.{level}embeddings.class_embedding", "lm_head.weight"]
+    passed = dict(tap((name, torch.ones(64)) for name in [wanted, *others]))
+    assert list(tap.found) == ["vision_model.encoder.layers.3.layer_norm1.weight"]
+    assert list(passed) == [
+        f"{prefix}vision_tower.vision_model.encoder.layers.3.layer_norm1.weight",
+        f"{prefix}vision_tower.vision_model.embeddings.class_embedding",
+        "lm_head.weight",
+    ]
+
+
+def test_published_geometries_have_a_default_and_others_are_asked_for() -> None:
+    large = CLIPVisionConfig(
+        hidden_size=1024,
+        num_attention_heads=16,
+        num_hidden_layers=24,
+        patch_size=14,
+        image_size=336,
+    )
+    assert default_clip_model(large) == "openai/clip-vit-large-patch14-336"
+    with pytest.raises(WeightsError, match=r"width 96, 12 layers.*'clip_model'"):
+        default_clip_model(CLIPVisionConfig(hidden_size=96))
+
+
+def test_clip_of_another_geometry_is_refused(checkpoint: Checkpoint) -> None:
+    tower = CLIPConfig.from_pretrained(checkpoint.clip).vision_config
+    tower.num_hidden_layers = 24
+    with pytest.raises(WeightsError, match="num_hidden_layers 4, the model's vision tower 24"):
+        read_clip_config(str(checkpoint.clip), tower)
+
+
+def test_folder_without_a_clip_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="No CLIP configuration at"):
+        read_clip_config(str(tmp_path), CLIPVisionConfig())
+
+
+def test_other_towers_and_features_are_refused() -> None:
+    check_tower(LlavaConfig(vision_config=CLIPVisionConfig()))
+    with pytest.raises(CompatibilityError, match="'siglip_vision_model'"):
+        check_tower(LlavaConfig(vision_config=SiglipVisionConfig()))
+    with pytest.raises(CompatibilityError, match="-1 and 'default'"):
+        check_tower(LlavaConfig(vision_config=CLIPVisionConfig(), vision_feature_layer=-1))

@@ -46,9 +46,9 @@ class Block:
 
 
 async def send(
-    client: AsyncOpenAI, prompt: Prompt, budget: int | None, output_tokens: int, began: float
+    client: AsyncOpenAI, prompt: Prompt, budget: int | None, output_tokens: int, began: float = 0.0
 ) -> Timing:
-    """Send one prompt and read its stream to the end. ``began`` is the block's start."""
+    """Send one prompt and read its stream to the end. ``began`` is when its block began."""
     options = {} if budget is None else {"mm_processor_kwargs": {OPTIONS_KEY: {"budget": budget}}}
     sent = time.perf_counter()
     stream = await client.chat.completions.create(
@@ -109,24 +109,19 @@ async def closed_loop(
             timings.append(await send(client, prompt, budget, output_tokens, began))
             on_answer()
 
-    async with asyncio.TaskGroup() as senders:
-        for _ in range(concurrency):
-            senders.create_task(send_one_after_another())
+    await asyncio.gather(*(send_one_after_another() for _ in range(concurrency)))
     seconds = time.perf_counter() - began
     return Block(round=round, budget=budget, seconds=seconds, timings=tuple(timings))
 
 
-def check_prompt_lengths(
-    stock: Sequence[Timing], pruned: Sequence[Timing], budget: int, visual_tokens: int
-) -> None:
-    """Raise MeasurementError unless pruned prompts are shorter by exactly the tokens removed.
+def check_prompt_lengths(timings: Sequence[Timing], full_length: int, removed: int) -> None:
+    """Raise MeasurementError unless every prompt is ``removed`` tokens below ``full_length``.
 
     Without this a plugin that silently does nothing would be measured.
     """
-    expected = {timing.prompt_tokens - visual_tokens + budget for timing in stock}
-    found = {timing.prompt_tokens for timing in pruned}
-    if len(expected) != 1 or found != expected:
+    found = sorted({timing.prompt_tokens for timing in timings})
+    if found != [full_length - removed]:
         raise MeasurementError(
-            f"At a budget of {budget} of {visual_tokens} visual tokens prompts should have "
-            f"{sorted(expected)} tokens, but the server counted {sorted(found)}."
+            f"Prompts of {full_length} tokens should have {full_length - removed} after removing "
+            f"{removed} visual tokens, but the server counted {found}."
         )

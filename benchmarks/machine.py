@@ -2,7 +2,7 @@
 
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -33,9 +33,6 @@ class Machine:
             python=platform.python_version(),
             load_before=round(os.getloadavg()[0], 2),
         )
-
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
 
     def __str__(self) -> str:
         gpu = f"{self.gpu}, " if self.gpu else ""

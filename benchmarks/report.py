@@ -1,12 +1,16 @@
 """Statistics of measured blocks, as a table and a plot."""
 
+import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.client import Block
+from benchmarks.machine import Machine, package_versions
+from benchmarks.rounds import Settings
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,6 @@ class Row:
     @property
     def name(self) -> str:
         return "stock vLLM" if self.budget is None else f"litelvlm, budget {self.budget}"
-
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -169,3 +170,40 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
         axes.legend(loc="best", frameon=False)
     figure.suptitle(title, fontsize="small", color="0.3")
     figure.savefig(path, dpi=150)
+
+
+def write(
+    folder: Path,
+    settings: Settings,
+    blocks: Sequence[Block],
+    rows: Sequence[Row],
+    machine: Machine,
+    *,
+    model: str,
+    command: str,
+) -> None:
+    """Write ``results.json`` (with every request's times), ``table.md`` and ``plot.png``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    versions = package_versions()
+    result = {
+        "command": command,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": asdict(machine),
+        "versions": versions,
+        "settings": asdict(settings),
+        "server_arguments": settings.server_arguments,
+        "summary": [{"name": row.name, **asdict(row)} for row in rows],
+        "blocks": [asdict(block) for block in blocks],
+    }
+    (folder / "results.json").write_text(json.dumps(result, indent=1, default=str) + "\n")
+    load = (
+        f"{settings.concurrency} requests at a time, {settings.output_tokens} output tokens, "
+        f"{settings.rounds} x {settings.requests} requests"
+    )
+    installed = ", ".join(f"{name} {number}" for name, number in versions.items())
+    notes = (
+        f"Model: {model}, bfloat16. Load: {load}. Machine: {machine}. Versions: {installed}. "
+        "Ratios are to stock in the same round; ± is one standard error over rounds."
+    )
+    (folder / "table.md").write_text(f"{markdown_table(rows)}\n\n{notes}\n\n    {command}\n")
+    plot(rows, folder / "plot.png", f"{model}; {load}\n{machine}")

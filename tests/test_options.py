@@ -1,11 +1,15 @@
-"""Options: where they come from, what they mean, what the server bounds."""
+"""What users may ask for: merging, rounding, bounds, and a sentence for every refusal."""
 
+import json
+import math
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from vllm_litelvlm.errors import OptionsError
+from vllm_litelvlm.errors import LiteLVLMError, OptionsError
 from vllm_litelvlm.options import (
+    COMMON_OPTIONS,
     PruningOptions,
     ServerOptions,
     parse_request_options,
@@ -13,101 +17,405 @@ from vllm_litelvlm.options import (
 )
 from vllm_litelvlm.pruning.registry import build_pruner
 
-
-def test_request_comes_before_server_and_server_before_defaults() -> None:
-    server = parse_server_options({"budget": 128, "guide": "all", "share": 0.25})
-    merged = parse_request_options({"budget": 64, "variant": "reference"}, server)
-    assert (merged.budget, merged.guide, merged.method) == (64, "all", "litelvlm")
-    assert merged.parameters == {"share": 0.25, "variant": "reference"}
-
-
-def test_no_options_are_the_servers() -> None:
-    server = parse_server_options({"budget": 128})
-    assert parse_request_options(None, server) == server.defaults
-    assert parse_request_options({}, server) == server.defaults
+BUDGET = "a token count (whole number from 1) or a fraction of the image's tokens (0 < number <= 1)"
+TEXTS = "one non-empty text or a non-empty list of them"
+SERVER = parse_server_options(
+    {"budget": 128, "texts": "the red car", "guide": "all", "share": 0.25, "order": "raster"}
+)
 
 
-def test_parameters_of_the_servers_method_do_not_reach_another_method() -> None:
-    server = parse_server_options({"share": 0.25})
-    merged = parse_request_options({"method": "random", "seed": 3}, server)
-    assert merged.parameters == {"seed": 3}
-    assert build_pruner(merged.method, merged.parameters)
+def refusal(data: Any, server: ServerOptions | None = None) -> str:
+    with pytest.raises(OptionsError) as raised:
+        parse_request_options(data, server or ServerOptions())
+    return str(raised.value)
+
+
+def server_refusal(data: Any) -> str:
+    with pytest.raises(OptionsError) as raised:
+        parse_server_options(data)
+    return str(raised.value)
+
+
+# Merging
+
+
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_defaults_hold_where_nobody_sets_anything(nothing: Any) -> None:
+    options = parse_request_options(nothing, parse_server_options(nothing))
+    assert options == PruningOptions()
+    assert options.budget == pytest.approx(1 / 3)
+    assert (options.texts, options.guide, options.method) == (None, "last", "litelvlm")
+    assert options.parameters == {}
+
+
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_server_options_hold_where_a_request_sets_nothing(nothing: Any) -> None:
+    assert parse_request_options(nothing, SERVER) == SERVER.defaults
+    assert SERVER.defaults.budget == 128
+    assert SERVER.defaults.texts == ("the red car",)
+    assert SERVER.defaults.parameters == {"share": 0.25, "order": "raster"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "merged"),
+    [
+        ("budget", 64, 64),
+        ("budget", 0.5, 0.5),
+        ("texts", ["a dog", "a cat"], ("a dog", "a cat")),
+        ("texts", None, None),
+        ("guide", "first", "first"),
+        ("method", "random", "random"),
+    ],
+)
+def test_request_wins_over_the_server_option_by_option(name: str, value: Any, merged: Any) -> None:
+    options = parse_request_options({name: value}, SERVER)
+    assert getattr(options, name) == merged
+    for other in set(COMMON_OPTIONS) - {name}:
+        assert getattr(options, other) == getattr(SERVER.defaults, other)
+
+
+def test_method_parameters_merge_one_by_one() -> None:
+    options = parse_request_options({"share": 0.75, "direction": "high"}, SERVER)
+    assert options.parameters == {"share": 0.75, "order": "raster", "direction": "high"}
+
+
+def test_naming_the_servers_own_method_keeps_its_parameters() -> None:
+    options = parse_request_options({"method": "litelvlm", "share": 1}, SERVER)
+    assert options.parameters == {"share": 1, "order": "raster"}
+
+
+def test_naming_another_method_drops_the_servers_parameters() -> None:
+    options = parse_request_options({"method": "random", "seed": 3}, SERVER)
+    assert options.parameters == {"seed": 3}
+    assert options.budget == 128
+
+
+def test_merging_changes_neither_side() -> None:
+    given = {"budget": 64, "share": 0.5}
+    before = SERVER.model_copy(deep=True)
+    parse_request_options(given, SERVER)
+    assert given == {"budget": 64, "share": 0.5}
+    assert before == SERVER
+
+
+def test_options_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        PruningOptions().budget = 3  # type: ignore[misc]
+
+
+def test_server_options_survive_json() -> None:
+    carried = json.loads(json.dumps(SERVER.model_dump()))
+    # JSON has no tuples: `texts` comes back as a list.
+    assert ServerOptions.model_validate(carried) == SERVER
+
+
+# Budget
 
 
 @pytest.mark.parametrize(
     ("budget", "patches", "tokens"),
     [
-        (64, 576, 64),
-        (576, 576, 576),
         (1, 576, 1),
-        (1.0, 576, 576),
+        (576, 576, 576),
         (1 / 3, 576, 192),
-        (0.0001, 576, 1),
-        (0.5, 5, 3),
-        (0.25, 256, 64),
+        (2 / 9, 576, 128),
+        (1 / 9, 576, 64),
+        (0.05, 576, 29),  # 28.8
+        (0.5, 577, 289),  # 288.5: a half rounds up, not to even
+        (0.5, 575, 288),  # 287.5
+        (0.25, 10, 3),  # 2.5
+        (0.125, 100, 13),  # 12.5
+        (0.1, 4, 1),  # 0.4: at least 1
+        (1e-300, 576, 1),
+        (1.0, 576, 576),
+        (math.nextafter(1, 0), 576, 576),
     ],
 )
-def test_budget_is_a_count_or_a_fraction_that_rounds_half_up(
-    budget: Any, patches: int, tokens: int
-) -> None:
-    assert parse_request_options({"budget": budget}, ServerOptions()).budget_tokens(patches) == (
-        tokens
-    )
+def test_budget_in_tokens(budget: float, patches: int, tokens: int) -> None:
+    options = parse_request_options({"budget": budget}, ServerOptions())
+    assert options.budget_tokens(patches) == tokens
 
 
-def test_budget_above_the_images_tokens_is_refused() -> None:
-    with pytest.raises(OptionsError, match="'budget' is 577; allowed: at most 576"):
-        PruningOptions(budget=577).budget_tokens(576)
+def test_one_is_a_count_and_one_point_zero_is_everything() -> None:
+    assert PruningOptions(budget=1).budget_tokens(576) == 1
+    assert PruningOptions(budget=1.0).budget_tokens(576) == 576
 
 
-def test_default_budget_is_a_third() -> None:
-    assert PruningOptions().budget_tokens(576) == 192
-
-
-def test_one_text_is_a_list_of_one() -> None:
-    assert parse_request_options({"texts": "a cat"}, ServerOptions()).texts == ("a cat",)
-    assert parse_request_options({"texts": ["a", "b"]}, ServerOptions()).texts == ("a", "b")
-
-
-def test_lone_surrogates_become_replacement_characters() -> None:
-    merged = parse_request_options({"texts": "\ud800 赤い車 🚗"}, ServerOptions())
-    assert merged.texts == ("\ufffd 赤い車 🚗",)
+@pytest.mark.parametrize("budget", [577, 10**9, 10**30])
+def test_count_above_the_images_tokens_is_refused(budget: int) -> None:
+    with pytest.raises(OptionsError) as raised:
+        PruningOptions(budget=budget).budget_tokens(576)
+    assert f"'budget' is {budget}; allowed: at most 576" in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("server", "request_options", "sentence"),
+    "budget",
     [
-        ({"min_budget": 64}, {"budget": 63}, "comes to 63 tokens; this server allows 64 to all"),
-        ({"max_budget": 192}, {"budget": 0.5}, "comes to 288 tokens; this server allows 1 to 192"),
-        ({"max_texts": 2}, {"texts": ["a", "b", "c"]}, "has 3 texts; this server allows at most 2"),
-        ({"max_text_length": 3}, {"texts": ["abc", "abcd"]}, "a text of 4 characters"),
+        0,
+        -1,
+        0.0,
+        -0.0,
+        -0.5,
+        1.0000001,
+        64.0,
+        True,
+        False,
+        None,
+        "64",
+        "0.5",
+        [64],
+        {"a": 1},
+        math.nan,
+        math.inf,
+        -math.inf,
     ],
 )
-def test_server_bounds_what_requests_ask_for(
-    server: Any, request_options: Any, sentence: str
+def test_other_budget_is_refused_by_naming_it(budget: Any) -> None:
+    assert refusal({"budget": budget}) == (
+        f"litelvlm option 'budget' is {budget!r}; allowed: {BUDGET}."
+    )
+
+
+# Texts
+
+
+@pytest.mark.parametrize(
+    ("texts", "parsed"),
+    [
+        ("the red car", ("the red car",)),
+        (["the red car"], ("the red car",)),
+        (("a", "b"), ("a", "b")),
+        (["a", "a"], ("a", "a")),
+        (["  a\n"], ("  a\n",)),
+        ("赤い車", ("赤い車",)),
+        (["سيارة حمراء", "🚗"], ("سيارة حمراء", "🚗")),
+        ("e\u0301", ("e\u0301",)),
+        ("\0", ("\0",)),
+    ],
+)
+def test_texts_are_one_text_or_a_list(texts: Any, parsed: tuple[str, ...]) -> None:
+    assert parse_request_options({"texts": texts}, ServerOptions()).texts == parsed
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        "",
+        " ",
+        "\n\t\u3000",
+        [],
+        (),
+        [""],
+        ["a", " "],
+        ["a", None],
+        [["a"]],
+        5,
+        0,
+        True,
+        {"a": "b"},
+        b"a",
+        ["a", b"b"],
+        {"a"},
+    ],
+)
+def test_other_texts_are_refused_by_naming_them(texts: Any) -> None:
+    assert refusal({"texts": texts}) == (f"litelvlm option 'texts' is {texts!r}; allowed: {TEXTS}.")
+
+
+@pytest.mark.parametrize(
+    ("spelled", "read"),
+    [
+        (r'"a \ud83d"', "a \ufffd"),
+        (r'"\ude00 a"', "\ufffd a"),
+        (r'"\ude00\ud83d"', "\ufffd\ufffd"),
+        (r'"\ud83d\ude00"', "😀"),
+        (r'"\ud83d"', "\ufffd"),
+    ],
+)
+def test_lone_surrogates_of_json_become_replacement_characters(spelled: str, read: str) -> None:
+    given = json.loads(f'{{"texts": [{spelled}]}}')
+    options = parse_request_options(given, ServerOptions())
+    assert options.texts == (read,)
+    assert options.texts[0].encode("utf-8").decode("utf-8") == read
+
+
+def test_surrogates_that_only_a_python_caller_can_make_are_joined() -> None:
+    assert PruningOptions(texts=("\ud83d" + "\ude00",)).texts == ("😀",)
+
+
+# The other options
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"guide": "any"}, '\'guide\' is \'any\'; allowed: "last", "first" or "all"'),
+        ({"guide": "LAST"}, '\'guide\' is \'LAST\'; allowed: "last", "first" or "all"'),
+        ({"guide": None}, '\'guide\' is None; allowed: "last", "first" or "all"'),
+        ({"method": 3}, "'method' is 3; allowed: the name of a pruning method"),
+        ({"method": None}, "'method' is None; allowed: the name of a pruning method"),
+    ],
+)
+def test_other_guide_or_method_is_refused(given: dict[str, Any], sentence: str) -> None:
+    assert sentence in refusal(given)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "value", "allowed"),
+    [
+        ("litelvlm", {"share": 1.5}, "1.5", "a number from 0 to 1, or null"),
+        ("litelvlm", {"share": -0.1}, "-0.1", "a number from 0 to 1, or null"),
+        ("litelvlm", {"share": math.nan}, "nan", "a number from 0 to 1, or null"),
+        ("litelvlm", {"share": "0.5"}, "'0.5'", "a number from 0 to 1, or null"),
+        ("litelvlm", {"share": True}, "True", "a number from 0 to 1, or null"),
+        ("litelvlm", {"variant": "arxiv"}, "'arxiv'", '"paper" or "reference"'),
+        ("litelvlm", {"variant": None}, "None", '"paper" or "reference"'),
+        ("litelvlm", {"direction": "up"}, "'up'", '"low" '),
+        ("litelvlm", {"context": 1}, "1", "true or false"),
+        ("litelvlm", {"order": "random"}, "'random'", '"raster", "context_first", or null'),
+        ("context", {"variant": "both"}, "'both'", '"paper" '),
+        ("random", {"seed": -1}, "-1", "a whole number from 0"),
+        ("random", {"seed": 2**63}, str(2**63), "a whole number from 0"),
+        ("random", {"seed": 1.0}, "1.0", "a whole number from 0"),
+        ("random", {"seed": None}, "None", "a whole number from 0"),
+    ],
+)
+def test_parameter_of_a_method_is_refused_by_naming_it(
+    method: str, parameters: dict[str, Any], value: str, allowed: str
 ) -> None:
-    bounds = parse_server_options(server)
-    merged = parse_request_options(request_options, bounds)
-    with pytest.raises(OptionsError, match=sentence):
-        bounds.check_request(merged, merged.budget_tokens(576))
+    [name] = parameters
+    with pytest.raises(OptionsError) as raised:
+        build_pruner(method, parameters)
+    assert f"litelvlm option '{name}' is {value}; allowed: {allowed}" in str(raised.value)
 
 
-def test_server_can_take_no_options_at_all() -> None:
+@pytest.mark.parametrize(
+    ("method", "allowed"),
+    [
+        (
+            "litelvlm",
+            "budget, context, direction, guide, method, order, share, texts, variant",
+        ),
+        ("random", "budget, guide, method, seed, texts"),
+        ("keep-all", "budget, guide, method, texts"),
+    ],
+)
+def test_unknown_option_is_refused_by_naming_those_of_the_method(method: str, allowed: str) -> None:
+    options = parse_request_options({"method": method, "bugdet": 64}, ServerOptions())
+    with pytest.raises(OptionsError) as raised:
+        build_pruner(options.method, options.parameters)
+    assert str(raised.value) == f"litelvlm option 'bugdet' is unknown; allowed: {allowed}."
+
+
+@pytest.mark.parametrize("name", ["parameters", "defaults", "clip_model", "max_budget"])
+def test_request_cannot_reach_what_is_not_its_own(name: str) -> None:
+    options = parse_request_options({name: 5}, ServerOptions())
+    assert options.budget == PruningOptions().budget
+    with pytest.raises(OptionsError, match=f"option '{name}' is unknown"):
+        build_pruner(options.method, options.parameters)
+
+
+@pytest.mark.parametrize("data", [[], "budget", 5, True, [{"budget": 1}], {1: 2}, {None: 1}])
+def test_options_that_are_no_object_are_refused(data: Any) -> None:
+    sentence = 'allowed: an object such as {"budget": 128, "texts": ["the red car"]}.'
+    assert refusal(data) == f"the request's litelvlm options are {data!r}; {sentence}"
+    assert server_refusal(data) == f"the server's litelvlm options are {data!r}; {sentence}"
+
+
+def test_long_value_is_shown_by_its_beginning_and_length() -> None:
+    sentence = refusal({"budget": "9" * 10_000})
+    assert "'999" in sentence
+    assert "... (10002 characters)" in sentence
+    assert len(sentence) < 300
+
+
+def test_refusal_is_one_of_our_errors_and_a_value_error() -> None:
+    assert issubclass(OptionsError, LiteLVLMError)
+    assert issubclass(OptionsError, ValueError)
+
+
+# What the operator decides
+
+
+@pytest.mark.parametrize(
+    ("given", "value", "allowed"),
+    [
+        ({"min_budget": 0}, "0", "a whole number from 1"),
+        ({"min_budget": None}, "None", "a whole number from 1"),
+        ({"min_budget": 0.5}, "0.5", "a whole number from 1"),
+        ({"max_budget": 0}, "0", "a whole number from 1"),
+        ({"max_budget": True}, "True", "a whole number from 1"),
+        ({"max_texts": 0}, "0", "a whole number from 1"),
+        ({"max_texts": "3"}, "'3'", "a whole number from 1"),
+        ({"max_text_length": 0}, "0", "a whole number of characters from 1"),
+        ({"request_options": 0}, "0", "true or false"),
+        ({"request_options": "true"}, "'true'", "true or false"),
+        ({"clip_model": ""}, "''", "the name on the Hugging Face hub, or the folder"),
+        ({"clip_model": 5}, "5", "the name on the Hugging Face hub, or the folder"),
+        ({"max_budget": 32, "min_budget": 64}, "32", "at least min_budget, 64"),
+        ({"budget": 0}, "0", BUDGET),
+        ({"texts": []}, "[]", TEXTS),
+    ],
+)
+def test_server_option_is_refused_by_naming_it(
+    given: dict[str, Any], value: str, allowed: str
+) -> None:
+    name = next(iter(given))
+    assert f"litelvlm option '{name}' is {value}; allowed: {allowed}" in server_refusal(given)
+
+
+def test_equal_bounds_are_allowed() -> None:
+    server = parse_server_options({"min_budget": 64, "max_budget": 64, "budget": 64})
+    server.check_request(server.defaults, 64)
+    assert (server.min_budget, server.max_budget) == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "budget", "allowed"),
+    [
+        ({"min_budget": 64}, 63, "64 to all tokens"),
+        ({"max_budget": 192}, 193, "1 to 192"),
+        ({"min_budget": 64, "max_budget": 192}, 576, "64 to 192"),
+    ],
+)
+def test_budget_outside_the_bounds_is_refused(
+    bounds: dict[str, int], budget: int, allowed: str
+) -> None:
+    server = parse_server_options(bounds)
+    with pytest.raises(OptionsError) as raised:
+        server.check_request(PruningOptions(budget=budget), budget)
+    assert f"'budget' comes to {budget} tokens; this server allows {allowed}." in str(raised.value)
+
+
+@pytest.mark.parametrize("budget", [64, 65, 191, 192])
+def test_budget_on_the_bounds_is_allowed(budget: int) -> None:
+    server = parse_server_options({"min_budget": 64, "max_budget": 192})
+    server.check_request(PruningOptions(budget=budget), budget)
+    with pytest.raises(OptionsError):
+        server.check_request(PruningOptions(budget=budget), budget + 129)
+
+
+def test_number_and_length_of_texts_are_bounded() -> None:
+    server = parse_server_options({"max_texts": 2, "max_text_length": 5})
+    server.check_request(PruningOptions(texts=("12345", "😀😀😀😀😀")), 64)
+    with pytest.raises(OptionsError, match="'texts' has 3 texts; this server allows at most 2"):
+        server.check_request(PruningOptions(texts=("a", "a", "a")), 64)
+    with pytest.raises(OptionsError, match=r"a text of 6 characters; .* at most 5 \(CLIP reads 77"):
+        server.check_request(PruningOptions(texts=("a", "123456")), 64)
+
+
+def test_texts_are_bounded_without_any_server_option() -> None:
+    server = ServerOptions()
+    server.check_request(PruningOptions(texts=("x" * 4096,) * 64), 64)
+    with pytest.raises(OptionsError, match="65 texts"):
+        server.check_request(PruningOptions(texts=("x",) * 65), 64)
+    with pytest.raises(OptionsError, match="4097 characters"):
+        server.check_request(PruningOptions(texts=("x" * 4097,)), 64)
+
+
+def test_server_may_refuse_every_request_option() -> None:
     server = parse_server_options({"request_options": False, "budget": 64})
     assert parse_request_options(None, server).budget == 64
-    with pytest.raises(OptionsError, match=r"\['budget'\] were sent, but this server does not"):
-        parse_request_options({"budget": 64}, server)
-
-
-@pytest.mark.parametrize("name", ["parameters", "defaults", "min_budget", "Budget"])
-def test_request_cannot_set_what_is_not_its_own(name: str) -> None:
-    merged = parse_request_options({name: {}}, ServerOptions())
-    with pytest.raises(OptionsError, match=f"'{name}' is unknown; allowed: budget, context"):
-        build_pruner(merged.method, merged.parameters)
-
-
-def test_long_values_are_cut_in_messages() -> None:
-    with pytest.raises(OptionsError) as raised:
-        parse_request_options({"budget": "9" * 10**6}, ServerOptions())
-    assert len(str(raised.value)) < 400
-    assert "1000002 characters" in str(raised.value)
+    sentence = refusal({"texts": "a", "budget": 64}, server)
+    assert "['budget', 'texts'] were sent" in sentence
+    assert "does not take options from requests; leave them out" in sentence

@@ -13,6 +13,7 @@ being asked for. The plugin is active when one of these holds:
 
 import os
 import sys
+from pathlib import Path
 
 from vllm_litelvlm.errors import ActivationError
 
@@ -48,7 +49,7 @@ def is_active() -> bool:
     switch = os.environ.get(SWITCH, "")
     if switch not in ("", "0", "1"):
         raise ActivationError(f"{SWITCH} is {switch!r}; allowed: 1 (on), 0 (off) or unset.")
-    asked_on_command_line = _take_flag(sys.argv)
+    asked_on_command_line = _is_vllm_command(sys.argv) and _take_flag(sys.argv)
     if switch == "0":
         return False
     named = os.environ.get("VLLM_PLUGINS", "").split(",")
@@ -56,6 +57,12 @@ def is_active() -> bool:
         return False
     os.environ[SWITCH] = "1"
     return True
+
+
+def _is_vllm_command(argv: list[str]) -> bool:
+    """``vllm ...`` or ``python -m vllm.entrypoints...``: a user's own program keeps its flags."""
+    program = Path(argv[0]) if argv else Path()
+    return program.name == "vllm" or "vllm/entrypoints" in program.as_posix()
 
 
 def _take_flag(argv: list[str]) -> bool:

@@ -122,7 +122,7 @@ def test_chosen_turn_of_a_conversation_guides(
     assert implicit != other
 
 
-def test_raw_completion_of_a_rendered_prompt_is_guided_by_its_instruction(
+def test_instruction_of_a_rendered_prompt_guides_as_the_same_named_text(
     server: Any, photographs: Sequence[Image.Image]
 ) -> None:
     server.forget()
@@ -213,6 +213,21 @@ def test_metrics_count_images_tokens_and_seconds(
     assert grown[3] >= 1
     assert grown[4] == grown[3]
     assert value("litelvlm_guidance_seconds_sum") > 0
+
+
+def test_image_without_any_text_is_pruned_by_context(
+    server: Any, photographs: Sequence[Image.Image]
+) -> None:
+    turn = user_turn("", photographs[0])
+    del turn["content"][1]
+    server.forget()
+    before = len(server.selections())
+    silent = ask(server.url, turn, {"budget": 64}, 1)
+    [traced] = server.selections()[before:]
+    assert traced["text_ids"] == []
+    assert not any(traced["guided"])
+    whole = ask(server.url, turn, {"budget": 576}, 1)
+    assert whole.prompt_tokens - silent.prompt_tokens == 576 - 64
 
 
 def test_text_only_request_without_options_is_served(server: Any) -> None:

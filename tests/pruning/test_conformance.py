@@ -1,5 +1,7 @@
 """What every registered method promises, whatever it is."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -80,6 +82,17 @@ def test_selection_does_not_depend_on_batch_neighbours(pruner: Pruner, images: i
             alone = signals.rows([image])
         [selection] = pruner.select(alone, [budget])
         assert _same(selection, together[image])
+
+
+@every_pruner
+def test_batch_without_any_text_is_selected_by_the_rest(pruner: Pruner) -> None:
+    signals = random_signals([0, 0, 1]).rows([0, 1])
+    none = dataclasses.replace(signals, similarity=torch.empty(2, 0, 576))
+    budgets = [_budget(pruner, 64), _budget(pruner, 192)]
+    selections = pruner.select(none, budgets)
+    assert [len(selection.indices) for selection in selections] == budgets
+    assert all(map(_same, selections, pruner.select(signals, budgets)))
+    assert not any(selection.guided.any() for selection in selections)
 
 
 @every_pruner

@@ -7,6 +7,7 @@ multi-process mode and all of this goes through its own directory.
 """
 
 import atexit
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -96,9 +97,10 @@ class _WorkerSeconds(Collector):
         return collected
 
 
+@cache
 def install() -> None:
-    """Make the front end's directory and expose it. Engine processes inherit it and only write."""
-    if _DIRECTORY in os.environ:
+    """Make the front end's directory and expose it; engine processes inherit it and only write."""
+    if multiprocessing.parent_process() is not None:
         return
     directory = tempfile.mkdtemp(prefix="litelvlm-metrics-")
     os.environ[_DIRECTORY] = directory

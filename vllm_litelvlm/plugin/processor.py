@@ -120,9 +120,10 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         method = server.defaults.method
         if not pruner_class(method).reads_text:
             method = PruningOptions().method
-        text = " ".join("a" * (self._guidance.text_tokens - 2))  # and a start and an end token
         budget = min(self._patches, server.max_budget or self._patches)
-        plan = Plan(method, {}, budget, (text,) * server.max_texts)
+        filler = " a" * (self._guidance.text_tokens - 6)  # start, end, and four digits
+        texts = tuple(f"{number:04d}{filler}" for number in range(server.max_texts))
+        plan = Plan(method, {}, budget, texts)
         return dataclasses.replace(inputs, hf_processor_mm_kwargs={OPTIONS_KEY: plan})
 
     def _call_hf_processor(

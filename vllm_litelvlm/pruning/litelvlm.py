@@ -102,6 +102,8 @@ class LiteLVLM(Pruner):
     def _key(self, signals: Signals) -> Tensor:
         """Worst or best rank over an image's own texts, int64 [images, patches]."""
         similarity = signals[Signal.SIMILARITY]
+        if similarity.shape[1] == 0:  # no image of the batch has a text, so no S has members
+            return similarity.new_zeros(signals.images, signals.patches, dtype=torch.int64)
         ranks = _ranks(similarity if self.direction == "low" else -similarity)
         counts = to_device(list(signals.text_counts), signals.device)
         padding = torch.arange(similarity.shape[1], device=signals.device) >= counts[:, None]

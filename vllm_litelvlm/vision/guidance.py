@@ -12,6 +12,9 @@ from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals
 from vllm_litelvlm.vision.clip import ClipScorer
 from vllm_litelvlm.vision.text import ClipTextTower
 
+#: Texts embedded in one call: bounds the text tower's memory, whatever a step's requests name.
+_AT_ONCE = 64
+
 
 class Guidance(nn.Module):
     """Decides which patch tokens of a batch of images stay.
@@ -83,7 +86,8 @@ class Guidance(nn.Module):
         padded = pad_sequence(unique, batch_first=True, padding_value=int(ends[0]))
         if device.type != "cpu":
             padded = padded.pin_memory()
-        embeddings = self.text_tower(padded.to(device, non_blocking=True))
+        ids_on_device = padded.to(device, non_blocking=True)
+        embeddings = torch.cat([self.text_tower(some) for some in ids_on_device.split(_AT_ONCE)])
         return [
             torch.stack([embeddings[place] for place in picked])
             if picked

@@ -1,0 +1,58 @@
+"""Ask a pruning server with the ordinary OpenAI client.
+
+    vllm serve llava-hf/llava-1.5-7b-hf --plugin litelvlm
+    python examples/openai_client.py photo.jpg "Where is the red cup?" --budget 64
+
+Pruning options ride in ``extra_body``; leave them out and the server's own apply.
+"""
+
+import argparse
+import base64
+import mimetypes
+from pathlib import Path
+
+from openai import OpenAI
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("image", type=Path, help="path of a photograph")
+    parser.add_argument("question")
+    parser.add_argument(
+        "--budget", type=int, help="visual tokens to keep; the server's if left out"
+    )
+    parser.add_argument("--text", action="append", help="guide by this text instead (repeatable)")
+    parser.add_argument("--url", default="http://localhost:8000/v1")
+    parser.add_argument("--max-tokens", type=int, default=64)
+    arguments = parser.parse_args()
+
+    options = {"budget": arguments.budget, "texts": arguments.text}
+    options = {name: value for name, value in options.items() if value is not None}
+    client = OpenAI(base_url=arguments.url, api_key="none")
+    completion = client.chat.completions.create(
+        model=client.models.list().data[0].id,
+        messages=[
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": data_url(arguments.image)}},
+                    {"type": "text", "text": arguments.question},
+                ],
+            }
+        ],
+        max_tokens=arguments.max_tokens,
+        temperature=0,
+        extra_body={"mm_processor_kwargs": {"litelvlm": options}} if options else None,
+    )
+    print((completion.choices[0].message.content or "").strip())
+    if completion.usage:
+        print(f"({completion.usage.prompt_tokens} prompt tokens)")
+
+
+def data_url(image: Path) -> str:
+    kind = mimetypes.guess_type(image)[0] or "image/jpeg"
+    return f"data:{kind};base64,{base64.b64encode(image.read_bytes()).decode()}"
+
+
+if __name__ == "__main__":
+    main()

@@ -157,10 +157,9 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
         errors = [ratio.standard_error or 0.0 for ratio in ratios]
         axes.axhline(1, color="0.5", linestyle="--", linewidth=1, label="stock vLLM")
         axes.errorbar(positions, means, yerr=errors, marker="o", capsize=4, label="litelvlm")
-        for position, mean in zip(positions, means, strict=True):
-            axes.annotate(
-                f"{mean:.2f}", (position, mean), xytext=(8, 6), textcoords="offset points"
-            )
+        for position, mean, error in zip(positions, means, errors, strict=True):
+            place = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
+            axes.annotate(f"{mean:.2f}", (position, mean + error), **place)
         axes.set_xticks(positions, [str(row.budget) for row in pruned])
         axes.set_xlim(-0.4, len(pruned) - 0.4)
         axes.set_ylim(0, 1.15 * max([1.0, *(m + e for m, e in zip(means, errors, strict=True))]))

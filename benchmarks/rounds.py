@@ -121,14 +121,25 @@ async def _run_rounds(
 async def _check(
     settings: Settings, to_stock: AsyncOpenAI, to_plugin: AsyncOpenAI, workload: Workload
 ) -> int:
-    """Ask both servers the same at every budget; return the number of tokens without pruning."""
-    full_length = 0
-    for budget in settings.budgets:
-        (prompt,) = workload.take(1)
-        full = await send(to_stock, prompt, None, settings.output_tokens)
-        pruned = await send(to_plugin, prompt, budget, settings.output_tokens)
-        full_length = full.prompt_tokens
-        check_prompt_lengths([pruned], full_length, settings.visual_tokens - budget)
+    """Send the same prompts to both servers; return their number of tokens without pruning.
+
+    Every budget occurs. This is the warm-up too, so each server gets as many requests at a time as
+    it will while it is measured.
+    """
+    prompts = workload.take(max(settings.concurrency, len(settings.budgets)))
+    budgets = [settings.budgets[i % len(settings.budgets)] for i in range(len(prompts))]
+    tokens = settings.output_tokens
+    full = await asyncio.gather(*(send(to_stock, prompt, None, tokens) for prompt in prompts))
+    pruned = await asyncio.gather(
+        *(
+            send(to_plugin, prompt, budget, tokens)
+            for prompt, budget in zip(prompts, budgets, strict=True)
+        )
+    )
+    full_length = full[0].prompt_tokens
+    check_prompt_lengths(full, full_length, removed=0)
+    for timing, budget in zip(pruned, budgets, strict=True):
+        check_prompt_lengths([timing], full_length, settings.visual_tokens - budget)
     return full_length
 
 

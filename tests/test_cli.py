@@ -20,14 +20,23 @@ def test_methods_lists_every_method_with_its_options(capsys: pytest.CaptureFixtu
     assert "budget" in printed
 
 
-def test_error_of_the_package_is_a_sentence_and_status_1(
+def test_model_that_is_no_folder_is_a_sentence_and_status_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text('{"vision_config": {"image_size": 336, "patch_size": 14}}')
-    assert main(["demo", "--model", str(model), "--output", str(tmp_path / "out")]) == 1
-    assert "vllm serve ended with" in capsys.readouterr().err
+    assert main(["demo", "--model", str(tmp_path / "none"), "--output", str(tmp_path)]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("litelvlm: ")
+    assert "--model takes the folder of a LLaVA-1.5 checkpoint" in printed
+
+
+@pytest.mark.parametrize("budget", ["0", "577"])
+def test_budget_that_no_image_has_is_refused_before_anything_is_built(
+    budget: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "output"
+    assert main(["demo", "--budgets", budget, "--output", str(output)]) == 1
+    assert f"option 'budget' is {budget}; allowed" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_help_needs_neither_torch_nor_vllm() -> None:

@@ -307,7 +307,7 @@ def test_unknown_option_is_refused_by_naming_those_of_the_method(method: str, al
     assert str(raised.value) == f"litelvlm option 'bugdet' is unknown; allowed: {allowed}."
 
 
-@pytest.mark.parametrize("name", ["parameters", "defaults", "clip_model", "max_budget"])
+@pytest.mark.parametrize("name", ["parameters", "defaults", "clip_model", "max_budget", "Budget"])
 def test_request_cannot_reach_what_is_not_its_own(name: str) -> None:
     options = parse_request_options({name: 5}, ServerOptions())
     assert options.budget == PruningOptions().budget
@@ -387,12 +387,18 @@ def test_budget_outside_the_bounds_is_refused(
     assert f"'budget' comes to {budget} tokens; this server allows {allowed}." in str(raised.value)
 
 
-@pytest.mark.parametrize("budget", [64, 65, 191, 192])
-def test_budget_on_the_bounds_is_allowed(budget: int) -> None:
-    server = parse_server_options({"min_budget": 64, "max_budget": 192})
-    server.check_request(PruningOptions(budget=budget), budget)
-    with pytest.raises(OptionsError):
-        server.check_request(PruningOptions(budget=budget), budget + 129)
+@pytest.mark.parametrize(
+    ("budget", "allowed"),
+    [(63, False), (64, True), (192, True), (193, False), (0.1, False), (1 / 3, True), (0.5, False)],
+)
+def test_bounds_hold_for_the_merged_budget_in_tokens(budget: float, allowed: bool) -> None:
+    server = parse_server_options({"min_budget": 64, "max_budget": 192, "budget": 128})
+    merged = parse_request_options({"budget": budget}, server)
+    if allowed:
+        server.check_request(merged, merged.budget_tokens(576))
+    else:
+        with pytest.raises(OptionsError, match=r"tokens; this server allows 64 to 192\."):
+            server.check_request(merged, merged.budget_tokens(576))
 
 
 def test_number_and_length_of_texts_are_bounded() -> None:

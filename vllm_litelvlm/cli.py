@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,14 +53,23 @@ def _parser() -> argparse.ArgumentParser:
         "--model", type=Path, help="folder of a LLaVA-1.5 checkpoint; one is built if left out"
     )
     demo.add_argument("--clip-model", help="hub name or folder of the vision tower's CLIP")
+    demo.add_argument("--port", type=int, help="port of the server; a free one if left out")
     commands.add_parser("methods", help="list the pruning methods and their options")
     return parser
 
 
 def _demo(chosen: argparse.Namespace) -> None:
-    from vllm_litelvlm.demo.run import run_demo
-
-    run_demo(chosen.output, chosen.budgets, chosen.model, chosen.clip_model)
+    try:
+        from vllm_litelvlm.demo.run import run_demo
+    except ModuleNotFoundError as error:
+        if error.name not in ("openai", "skimage"):
+            raise
+        raise LiteLVLMError(
+            f"the demo needs {error.name}; install it: pip install 'vllm-litelvlm[demo]'"
+        ) from None
+    # A plain SIGTERM would skip the `with` block that stops the server.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    run_demo(chosen.output, chosen.budgets, chosen.model, chosen.clip_model, port=chosen.port)
 
 
 def _methods() -> None:

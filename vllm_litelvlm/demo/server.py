@@ -61,10 +61,10 @@ def serve(
     Raises ServerError when the server ends or is not healthy in time.
     """
     port = port or _free_port()
+    given = {**(options or {}), **({"clip_model": str(clip_model)} if clip_model else {})}
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model)]
     command += ["--host=127.0.0.1", f"--port={port}", *arguments]
     if plugin:
-        given = {**(options or {}), **({"clip_model": str(clip_model)} if clip_model else {})}
         command += ["--plugin", PLUGIN_NAME]
         command += [f"--additional-config={json.dumps({PLUGIN_NAME: given})}"]
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def serve(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=_environment(model, environment or {}),
+            env=_environment([model, given.get("clip_model")] if plugin else [model], environment),
             start_new_session=True,
         )
     try:
@@ -85,15 +85,16 @@ def serve(
         _stop(process)
 
 
-def _environment(model: Path | str, given: Mapping[str, str]) -> dict[str, str]:
+def _environment(checkpoints: Sequence[object], given: Mapping[str, str] | None) -> dict[str, str]:
     defaults = {}
     if not _has_gpu():
         # vLLM leaves one core out by default, which is half of a small machine.
         defaults["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{(os.cpu_count() or 1) - 1}"
         defaults["VLLM_CPU_KVCACHE_SPACE"] = "2"
-    if Path(model).is_dir():
+    # Without a folder of its own, the CLIP comes from the hub, which must then be within reach.
+    if all(checkpoint and Path(str(checkpoint)).is_dir() for checkpoint in checkpoints):
         defaults["HF_HUB_OFFLINE"] = "1"
-    return {**defaults, **os.environ, **given}
+    return {**defaults, **os.environ, **(given or {})}
 
 
 def _has_gpu() -> bool:

@@ -55,15 +55,17 @@ def clip_tokenizer(size: int, max_tokens: int) -> CLIPTokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=size - 258,
+        vocab_size=size - 2,
         initial_alphabet=alphabet,
+        # Every byte as the end of a word, named beforehand: the trainer would number those that
+        # it meets in an order that changes from run to run.
+        special_tokens=[f"{byte}</w>" for byte in alphabet],
         end_of_word_suffix="</w>",
         show_progress=False,
     )
     vocabulary, merges = _train(tokenizer, trainer)
-    ends = [f"{byte}</w>" for byte in alphabet]
-    for entry in [*ends, "<|startoftext|>", "<|endoftext|>"]:
-        vocabulary.setdefault(entry, len(vocabulary))
+    for entry in ("<|startoftext|>", "<|endoftext|>"):
+        vocabulary[entry] = len(vocabulary)
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_tokens)
 
 

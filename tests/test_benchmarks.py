@@ -5,13 +5,14 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from benchmarks.client import Block, MeasurementError, Timing, check_prompt_lengths
-from benchmarks.machine import Machine, package_versions
+from benchmarks.machine import Machine, OtherLoad, package_versions
 from benchmarks.report import Estimate, markdown_table, percentile, summarise, write
 from benchmarks.rounds import Settings, rotated
 from benchmarks.throughput import arguments_parser, main
@@ -126,6 +127,20 @@ def test_report_holds_the_machine_the_command_and_every_request(tmp_path: Path) 
     assert "run --fast" in table
     with Image.open(tmp_path / "plot.png") as plot:
         assert plot.width > plot.height
+
+
+def test_report_tells_how_busy_the_machine_was_otherwise(tmp_path: Path) -> None:
+    blocks = [replace(b, other_load=load) for b, load in zip(BLOCKS[:2], [0.1, 0.5], strict=True)]
+    machine = Machine.describe()
+    write(tmp_path, settings(tmp_path), blocks, summarise(blocks), machine, model="m", command="c")
+    assert "0.30 cores busy, at most 0.50 in a block" in (tmp_path / "table.md").read_text()
+
+
+def test_other_load_leaves_this_process_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 10 seconds the machine is busy for 13, this process for 12 of them."""
+    readings = iter([(0.0, 100.0, 50.0), (10.0, 113.0, 62.0)])
+    monkeypatch.setattr(OtherLoad, "_read", staticmethod(lambda: next(readings)))
+    assert OtherLoad().cores() == pytest.approx(0.1)
 
 
 def test_report_of_one_round_can_be_written(tmp_path: Path) -> None:

@@ -131,3 +131,124 @@ def test_other_towers_and_features_are_refused() -> None:
         check_tower(LlavaConfig(vision_config=SiglipVisionConfig()))
     with pytest.raises(CompatibilityError, match="-1 and 'default'"):
         check_tower(LlavaConfig(vision_config=CLIPVisionConfig(), vision_feature_layer=-1))
+
+
+@pytest.mark.parametrize(
+    ("width", "layers", "patch", "image", "clip"),
+    [
+        (1024, 24, 14, 336, "openai/clip-vit-large-patch14-336"),
+        (1024, 24, 14, 224, "openai/clip-vit-large-patch14"),
+        (768, 12, 16, 224, "openai/clip-vit-base-patch16"),
+        (768, 12, 32, 224, "openai/clip-vit-base-patch32"),
+    ],
+)
+def test_published_geometry_has_its_clip(
+    width: int, layers: int, patch: int, image: int, clip: str
+) -> None:
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 8}
+    assert default_clip_model(CLIPVisionConfig(**sizes, patch_size=patch, image_size=image)) == clip
+    other = CLIPVisionConfig(**sizes, patch_size=patch, image_size=image + patch)
+    with pytest.raises(WeightsError, match=rf"patch {patch}, image {image + patch}\)"):
+        default_clip_model(other)
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "num_hidden_layers", "patch_size", "image_size"])
+def test_clip_that_is_not_the_towers_is_refused_by_naming_the_difference(
+    checkpoint: Checkpoint, name: str
+) -> None:
+    folder = str(checkpoint.clip)
+    tower = CLIPConfig.from_pretrained(folder).vision_config
+    assert read_clip_config(folder, tower).projection_dim == 48
+    theirs = getattr(tower, name)
+    setattr(tower, name, 2 * theirs)
+    with pytest.raises(WeightsError) as raised:
+        read_clip_config(folder, tower)
+    assert f"at {folder!r} has {name} {theirs}, the model's vision tower {2 * theirs}" in str(
+        raised.value
+    )
+    assert "'clip_model'" in str(raised.value)
+
+
+def test_configuration_of_another_kind_of_model_is_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(WeightsError, match="its model_type is 'llava', not 'clip'"):
+        read_clip_config(str(checkpoint.llava), CLIPVisionConfig())
+
+
+@pytest.mark.parametrize("layer", [-2, 11])
+def test_second_to_last_layer_may_be_counted_from_either_end(layer: int) -> None:
+    twelve = CLIPVisionConfig(num_hidden_layers=12)
+    check_tower(LlavaConfig(vision_config=twelve, vision_feature_layer=layer))
+    with pytest.raises(CompatibilityError, match=f"this model's are {layer + 1} and 'default'"):
+        check_tower(LlavaConfig(vision_config=twelve, vision_feature_layer=layer + 1))
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        ({"vision_feature_select_strategy": "full"}, "-2 and 'full'"),
+        ({"vision_feature_layer": [-2, -5]}, r"\[-2, -5\] and 'default'"),
+    ],
+)
+def test_other_features_are_refused_by_naming_them(fault: dict[str, Any], named: str) -> None:
+    with pytest.raises(CompatibilityError, match=f"{named}. Serve it without --plugin litelvlm"):
+        check_tower(LlavaConfig(vision_config=CLIPVisionConfig(), **fault))
+
+
+def test_configuration_without_a_tower_is_refused() -> None:
+    with pytest.raises(CompatibilityError, match="needs a CLIP vision tower; this model's is"):
+        check_tower(CLIPConfig().text_config)
+
+
+def test_tap_keeps_a_float32_copy_and_passes_the_tensor_itself(guidance: Guidance) -> None:
+    tap = TowerTap(guidance.scorer)
+    tensor = torch.ones(64, dtype=torch.bfloat16)
+    [(_, passed)] = tap([("vision_tower.vision_model.post_layernorm.weight", tensor)])
+    assert passed is tensor
+    tensor.zero_()
+    kept = tap.found["vision_model.post_layernorm.weight"]
+    assert kept.dtype == torch.float32
+    assert kept.tolist() == [1.0] * 64
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "text_tower.vision_tower.vision_model.post_layernorm.weight",
+        "language_model.model.norm.weight",
+        "multi_modal_projector.linear_1.weight",
+    ],
+)
+def test_tap_leaves_other_names_alone(guidance: Guidance, name: str) -> None:
+    tap = TowerTap(guidance.scorer)
+    assert [passed for passed, _ in tap([(name, torch.ones(64))])] == [name]
+    assert not tap.found
+
+
+def test_tap_finds_everything_of_the_tower_in_a_published_checkpoint(
+    checkpoint: Checkpoint, guidance: Guidance
+) -> None:
+    tap = TowerTap(guidance.scorer)
+    weights = load_file(checkpoint.llava / "model.safetensors")
+    assert sorted(name for name, _ in tap(weights.items())) == sorted(weights)
+    wanted = set(guidance.scorer.clip_names().values())
+    assert wanted - set(tap.found) == {"visual_projection.weight"}
+    load_guidance(guidance.scorer, guidance.text_tower, tap.found, str(checkpoint.clip))
+    theirs = load_file(checkpoint.clip / "model.safetensors")
+    for module in (guidance.scorer, guidance.text_tower):
+        parameters = dict(module.named_parameters())
+        assert set(module.clip_names()) == set(parameters)
+        for own, name in module.clip_names().items():
+            assert torch.equal(parameters[own], theirs[name]), name
+
+
+def test_clip_saved_by_old_versions_is_read(
+    checkpoint: Checkpoint, guidance: Guidance, tmp_path: Path
+) -> None:
+    """As the published files are: pickled, with the positions that are no parameters any more."""
+    copy = Path(shutil.copytree(checkpoint.clip, tmp_path / "clip"))
+    tensors = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    tensors["vision_model.embeddings.position_ids"] = torch.arange(577)[None]
+    torch.save(tensors, copy / "pytorch_model.bin")
+    load_guidance(guidance.scorer, guidance.text_tower, {}, str(copy))
+    assert torch.equal(guidance.scorer.projection.weight, tensors["visual_projection.weight"])

@@ -1,5 +1,6 @@
 """Scorer and text tower against transformers' own CLIP."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -140,3 +141,128 @@ def test_end_token_is_pooled_and_padding_has_no_influence(legacy: bool) -> None:
         expected = whole.text_projection(states[:, 3])
     torch.testing.assert_close(tower(ids), expected)
     torch.testing.assert_close(tower(padded), expected)
+
+
+@pytest.fixture(scope="module")
+def uneven(clip: Any, seen: Any) -> tuple[Any, Guidance]:
+    """A CLIP whose norms are not the identity, in double precision, and guidance filled from it.
+
+    Fresh norms scale by one, so that one taken for another would go unnoticed.
+    """
+    torch.manual_seed(1)
+    double = copy.deepcopy(clip)
+    with torch.no_grad():
+        for module in double.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.weight.uniform_(0.5, 2)
+                module.bias.normal_(std=0.3)
+    built = Guidance(clip.config.vision_config, clip.config)
+    for part in (built.scorer, built.text_tower):
+        names = part.clip_names()
+        tensors = double.state_dict()
+        for own, parameter in part.named_parameters():
+            parameter.data.copy_(tensors[names[own]])
+    return double.double(), built
+
+
+def test_every_norm_and_projection_is_in_its_own_place(
+    checkpoint: Checkpoint, uneven: tuple[Any, Guidance], photographs: Sequence[Image.Image]
+) -> None:
+    double, built = uneven
+    processor = AutoProcessor.from_pretrained(checkpoint.clip)
+    pixels = processor.image_processor(photographs[3], return_tensors="pt")["pixel_values"]
+    ids = ClipTextTokenizer(str(checkpoint.clip), 77)(["the rocket", "a cloud of white smoke"])
+    with torch.no_grad():
+        seen = double.vision_model(
+            pixels.double(), output_hidden_states=True, output_attentions=True
+        )
+        aligned = double.visual_projection(
+            double.vision_model.post_layernorm(seen.hidden_states[-2][0, 1:])
+        )
+        states = double.text_model(input_ids=ids.long()).pooler_output
+        similarity = double.text_projection(states) @ aligned.T
+        last = double.vision_model.encoder.layers[-1]
+        normed = last.layer_norm1(seen.hidden_states[-2][0])
+        query, keys = last.self_attn.q_proj(normed[0]), last.self_attn.k_proj(normed[1:])
+        lengths = last.self_attn.v_proj(normed[1:]).norm(dim=-1)
+        context = torch.softmax(keys @ query / 64**0.5, dim=0) * lengths
+    found = built.signals(
+        seen.hidden_states[-2].float(), seen.hidden_states[-3].float(), [ids], frozenset(Signal)
+    )
+    close = {"rtol": 1e-4, "atol": 1e-4, "check_dtype": False}
+    torch.testing.assert_close(found[Signal.SIMILARITY][0], similarity, **close)
+    torch.testing.assert_close(
+        found[Signal.CONTEXT][0], context, rtol=1e-3, atol=1e-6, check_dtype=False
+    )
+    attention = seen.attentions[-2][0, :, 0, 1:].mean(dim=0)
+    torch.testing.assert_close(found[Signal.CLS_ATTENTION][0], attention, **close)
+    assert not torch.allclose(attention, attention.mean())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scores_are_computed_in_float32_whatever_the_towers_dtype(
+    guidance: Guidance, seen: Any, dtype: torch.dtype
+) -> None:
+    hidden, feature_input = seen.hidden_states[-2].to(dtype), seen.hidden_states[-3].to(dtype)
+    ids = [torch.tensor([[1971, 300, 1972]])] * 3
+    half = guidance.signals(hidden, feature_input, ids, frozenset(Signal))
+    full = guidance.signals(hidden.float(), feature_input.float(), ids, frozenset(Signal))
+    for signal in Signal:
+        assert half[signal].dtype == torch.float32
+        assert torch.equal(half[signal], full[signal])
+
+
+def test_image_alone_gets_the_scores_that_it_gets_in_a_batch(
+    checkpoint: Checkpoint, guidance: Guidance, seen: Any, signals: Signals
+) -> None:
+    ids = ClipTextTokenizer(str(checkpoint.clip), 77)(TEXT_SETS[2])
+    hidden, feature_input = seen.hidden_states[-2][2:], seen.hidden_states[-3][2:]
+    alone = guidance.signals(hidden, feature_input, [ids], frozenset(Signal))
+    for signal in Signal:
+        torch.testing.assert_close(alone[signal][0], signals[signal][2], rtol=1e-4, atol=1e-5)
+
+
+def test_texts_padded_to_another_length_are_the_same_text(
+    checkpoint: Checkpoint, guidance: Guidance, seen: Any
+) -> None:
+    tokenizer = ClipTextTokenizer(str(checkpoint.clip), 77)
+    short = tokenizer(["a dog"])
+    padded = tokenizer(["a dog", "the woman on the left of the flag"])
+    assert padded.shape[1] > short.shape[1]
+    hidden = seen.hidden_states[-2][:1]
+    needs = frozenset({Signal.SIMILARITY})
+    alone = guidance.signals(hidden, None, [short], needs)[Signal.SIMILARITY][0, 0]
+    beside = guidance.signals(hidden, None, [padded], needs)[Signal.SIMILARITY][0, 0]
+    torch.testing.assert_close(alone, beside, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("end", "ids", "pooled"),
+    [
+        (2, [98, 2, 6, 99], 3),  # the legacy end token is not looked for: the highest id is
+        (2, [98, 2, 99, 99], 2),
+        (50, [98, 60, 50, 70, 50], 2),  # the first, though other ids are higher
+    ],
+)
+def test_pooled_position_follows_the_configured_end_token(
+    end: int, ids: list[int], pooled: int
+) -> None:
+    torch.manual_seed(0)
+    tower = ClipTextTower(
+        CLIPTextConfig(
+            vocab_size=100,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            bos_token_id=98,
+            eos_token_id=end,
+        )
+    )
+    with torch.no_grad():
+        states = tower.model.text_model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        candidates = tower.model.text_projection(states)
+    found = tower(torch.tensor([ids], dtype=torch.int32))[0]
+    distances = (candidates - found).norm(dim=-1)
+    assert distances.argmin() == pooled
+    torch.testing.assert_close(found, candidates[pooled])

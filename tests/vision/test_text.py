@@ -47,3 +47,78 @@ def test_long_text_keeps_its_end_token_and_is_told_once(
 def test_folder_without_a_tokenizer_is_refused(tmp_path: object) -> None:
     with pytest.raises(WeightsError, match="No CLIP tokenizer at"):
         ClipTextTokenizer(str(tmp_path), 77)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a",
+        "A RED CUP",
+        "赤い車",
+        "красная машина",
+        "سيارة حمراء",
+        "लाल कार",
+        "빨간 차",
+        "e\u0301",
+        "👩‍👩‍👧 🚗",
+        "\ufffd",
+        "\0",
+        "\u200b",
+        "  two \n words ",
+        "!?...",
+    ],
+)
+def test_text_in_any_script_keeps_its_content_between_start_and_end(
+    tokenizer: ClipTextTokenizer, text: str
+) -> None:
+    [row] = tokenizer([text]).tolist()
+    start, end = tokenizer(["a"])[0, [0, -1]].tolist()
+    assert (row[0], row[-1]) == (start, end)
+    assert len(row) > 2
+    assert end not in row[:-1]
+
+
+def test_case_and_white_space_make_no_difference(tokenizer: ClipTextTokenizer) -> None:
+    plain = tokenizer(["a red cup"]).tolist()
+    assert tokenizer(["A  Red\n\tCUP "]).tolist() == plain
+    assert tokenizer(["a red cap"]).tolist() != plain
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n"])
+def test_empty_text_is_start_and_end(tokenizer: ClipTextTokenizer, text: str) -> None:
+    ids = tokenizer([text, "a"])
+    assert ids.shape == (2, 3)
+    assert ids[0, 1] == ids[0, 2] == ids[1, 2]
+
+
+@pytest.mark.parametrize(("words", "truncated"), [(75, False), (76, True), (5000, True)])
+def test_truncation_begins_above_77_tokens_and_keeps_the_beginning(
+    tokenizer: ClipTextTokenizer, caplog: pytest.LogCaptureFixture, words: int, truncated: bool
+) -> None:
+    start, word, end = tokenizer(["a"])[0].tolist()
+    with caplog.at_level(logging.WARNING, logger="vllm_litelvlm.vision.text"):
+        [row] = tokenizer([" ".join("a" * words)]).tolist()
+    assert row == [start, *[word] * 75, end]
+    assert len(caplog.records) == int(truncated)
+
+
+def test_warning_shows_the_beginning_of_the_text_on_one_line(
+    tokenizer: ClipTextTokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "first line\nsecond line " + "and more " * 100
+    with caplog.at_level(logging.WARNING, logger="vllm_litelvlm.vision.text"):
+        tokenizer([text])
+    [record] = caplog.records
+    message = record.getMessage()
+    assert f"of {len(text)} characters" in message
+    assert r"'first line\nsecond line" in message
+    assert "\n" not in message
+    assert len(message) < 250
+
+
+def test_every_row_is_padded_with_its_end_token(tokenizer: ClipTextTokenizer) -> None:
+    ids = tokenizer(["a", "a a a", "a a"])
+    assert str(ids.dtype) == "torch.int32"
+    assert ids.shape == (3, 5)
+    end = ids[1, -1]
+    assert (ids == end).sum(dim=1).tolist() == [3, 1, 2]

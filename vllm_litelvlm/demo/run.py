@@ -5,64 +5,31 @@ import io
 import json
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from openai import APIError, OpenAI
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
-from rich.text import Text
 from skimage import data
 
 from vllm_litelvlm.demo.checkpoint import SMALL, build_checkpoint
-from vllm_litelvlm.demo.overlay import (
-    as_the_tower_sees_it,
-    contact_sheet,
-    draw_kept_patches,
-    with_caption,
-)
+from vllm_litelvlm.demo.overlay import as_the_tower_sees_it, draw_kept_patches, with_caption
+from vllm_litelvlm.demo.report import QUESTIONS, Measured, print_report, save_contact_sheets
 from vllm_litelvlm.demo.server import serve
 from vllm_litelvlm.errors import LiteLVLMError
 from vllm_litelvlm.options import PruningOptions, parse
 
-_QUESTIONS = {
-    "astronaut": (
-        "What is the woman wearing?",
-        "Where is the flag?",
-        "Is there a space shuttle in the background?",
-    ),
-    "coffee": (
-        "What colour is the cup?",
-        "Where is the spoon?",
-        "What is the table made of?",
-    ),
-}
 _MODEL = "demo"
 _ANSWER_TOKENS = 12
 
 
 class DemoError(LiteLVLMError, RuntimeError):
     """The demo cannot run or go on; the message says what to change."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One request and what came of it; seconds to the first token and to the end."""
-
-    photograph: str
-    question: str
-    budget: int
-    prompt_tokens: int
-    first_token: float
-    seconds: float
-    answer: str
-    picture: Path
 
 
 @dataclass(frozen=True)
@@ -139,8 +106,8 @@ def run_demo(
             rows = _ask_everything(target, budgets, pictures, console)
         except APIError as error:
             raise DemoError(f"{error}; the server's log is {log}.") from error
-    _report(rows, console)
-    for sheet in _contact_sheets(rows, pictures):
+    print_report(rows, console)
+    for sheet in save_contact_sheets(rows, pictures):
         console.print(f"Pictures (red: similarity, green: context): {sheet}")
     return rows
 
@@ -150,11 +117,11 @@ def _ask_everything(
 ) -> list[Measured]:
     rows = []
     with Progress(console=console, transient=True) as progress:
-        total = len(_QUESTIONS) * 3 * len(budgets)
+        total = len(QUESTIONS) * 3 * len(budgets)
         task = progress.add_task("Asking (after one request a budget to warm up)", total=total)
         for budget in budgets:  # each prompt length has a first-time cost of its own
             _ask(target, Image.new("RGB", (32, 32)), "Ready?", budget)
-        for name, questions in _QUESTIONS.items():
+        for name, questions in QUESTIONS.items():
             photograph = Image.fromarray(getattr(data, name)()).convert("RGB")
             for number, question in enumerate(questions, start=1):
                 for budget in budgets:
@@ -249,45 +216,3 @@ def _save_picture(
     drawn = draw_kept_patches(photograph, kept, guided, target.grid, target.patch)
     title = f"{question}   {len(kept)} of {patches} tokens"
     with_caption(drawn, title, guided).save(path)
-
-
-def _report(rows: Sequence[Measured], console: Console) -> None:
-    for photograph, questions in _QUESTIONS.items():
-        console.print(f"\n[bold]{photograph}[/]")
-        table = Table()
-        for heading in ("#", "budget", "prompt tokens", "first token s", "answer s"):
-            table.add_column(heading, justify="right", max_width=7)
-        table.add_column("answer", overflow="ellipsis", no_wrap=True, max_width=14)
-        table.add_column("picture", no_wrap=True)
-        for number, question in enumerate(questions, start=1):
-            console.print(f"{number}. {question}")
-            for row in rows:
-                if (row.photograph, row.question) == (photograph, question):
-                    table.add_row(
-                        str(number),
-                        str(row.budget),
-                        str(row.prompt_tokens),
-                        f"{row.first_token:.2f}",
-                        f"{row.seconds:.2f}",
-                        Text(row.answer),
-                        row.picture.name,
-                    )
-        console.print(table)
-    for budget in dict.fromkeys(row.budget for row in rows):
-        chosen = [row for row in rows if row.budget == budget]
-        console.print(
-            f"budget {budget:>3}: {mean(row.prompt_tokens for row in chosen):5.0f} prompt tokens, "
-            f"{mean(row.first_token for row in chosen):5.2f} s to the first token, mean of "
-            f"{len(chosen)} requests"
-        )
-
-
-def _contact_sheets(rows: Sequence[Measured], pictures: Path) -> Iterator[Path]:
-    for name in _QUESTIONS:
-        by_question: dict[str, list[Image.Image]] = {}
-        for row in rows:
-            if row.photograph == name:
-                by_question.setdefault(row.question, []).append(Image.open(row.picture))
-        path = pictures / f"{name}.png"
-        contact_sheet(list(by_question.values())).save(path)
-        yield path

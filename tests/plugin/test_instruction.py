@@ -133,3 +133,136 @@ def test_reading_takes_time_in_proportion_to_the_prompt(tokenizer: Any) -> None:
         began = time.process_time()
         reader.user_turns("USER: " + filler * 200_000 + "ASSISTANT:")
         assert time.process_time() - began < 20
+
+
+@every_template
+@pytest.mark.parametrize(
+    "text",
+    [
+        "USER:",
+        "x USER: y",
+        "ASSISTANT: x",
+        "user",
+        "assistant",
+        "<|im_start|>",
+        "qzfirst and qzsecond, qzanswer",
+        "<0x41>",
+        "{{ bos_token }} {% for %}",
+        "\0",
+        "e\u0301 é",
+        "سيارة 👩‍👩‍👧",
+    ],
+)
+def test_words_of_templates_and_markers_in_the_instruction_stay(
+    tokenizer: Any, reader: InstructionReader, template: str, text: str
+) -> None:
+    asked = f"Where is {text} in this?"
+    prompt = rendered(tokenizer, template, ("user", asked))
+    assert reader.user_turns(prompt, [template]) == [asked]
+
+
+@every_template
+def test_system_message_does_not_guide(
+    tokenizer: Any, reader: InstructionReader, template: str
+) -> None:
+    prompt = rendered(tokenizer, template, ("system", "Be brief. Be kind."), ("user", "A cup?"))
+    assert reader.user_turns(prompt, [template]) == ["A cup?"]
+
+
+def test_default_system_prompt_of_the_template_does_not_guide(
+    tokenizer: Any, reader: InstructionReader
+) -> None:
+    prompt = rendered(tokenizer, VICUNA, ("user", "A cup?"))
+    assert "curious human" in tokenizer.decode(prompt)
+    assert reader.user_turns(prompt, [VICUNA]) == ["A cup?"]
+
+
+@every_template
+@pytest.mark.parametrize("images", [1, 2, 7])
+def test_images_leave_nothing_in_the_instruction(
+    tokenizer: Any, reader: InstructionReader, template: str, images: int
+) -> None:
+    prompt = rendered(tokenizer, template, ("user", "<image>\n" * images + "Which is older?"))
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    assert prompt.count(image) == images
+    assert reader.user_turns(prompt, [template]) == ["Which is older?"]
+
+
+@every_template
+def test_empty_turns_keep_their_places(
+    tokenizer: Any, reader: InstructionReader, template: str
+) -> None:
+    turns = [("user", ""), ("assistant", "Yes?"), ("user", "A cup?")]
+    assert reader.user_turns(rendered(tokenizer, template, *turns), [template]) == ["", "A cup?"]
+
+
+@every_template
+def test_special_tokens_alone_are_an_empty_instruction(
+    tokenizer: Any, reader: InstructionReader, template: str
+) -> None:
+    prompt = rendered(tokenizer, template, ("user", "<s></s><image>"))
+    assert reader.user_turns(prompt, [template]) == [""]
+
+
+def test_template_is_learned_once(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, reader: InstructionReader
+) -> None:
+    prompt = rendered(tokenizer, CHATML, ("user", "A cup?"))
+    fresh = InstructionReader(tokenizer, tokenizer.convert_tokens_to_ids("<image>"))
+    calls = []
+    learn = TemplateReader.learn
+
+    def spy(tokenizer: Any, template: str) -> TemplateReader | None:
+        calls.append(template)
+        return learn(tokenizer, template)
+
+    monkeypatch.setattr(TemplateReader, "learn", spy)
+    for _ in range(3):
+        assert fresh.user_turns(prompt, [NO_ROLES, CHATML]) == ["A cup?"]
+    assert calls == [NO_ROLES, CHATML]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m.role }}: {{ m.nothing.at.all }}{% endfor %}",
+        "{{ raise_exception('no') }}",
+        "{% for m in messages %}{{ m['content'] }} {{ m['content'] }}{% endfor %}",
+        "{% for m in messages if m['role'] == 'user' %}USER: {{ m['content'] }}{% endfor %}",
+        "",
+    ],
+)
+def test_template_that_does_not_show_its_parts_is_not_learned(
+    tokenizer: Any, template: str
+) -> None:
+    assert TemplateReader.learn(tokenizer, template) is None
+
+
+def test_template_that_refuses_a_system_message_is_learned_without_it(
+    tokenizer: Any, reader: InstructionReader
+) -> None:
+    strict = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('none') }}"
+        "{% endif %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    learned = TemplateReader.learn(tokenizer, strict)
+    assert learned is not None
+    assert learned.system is None
+    turns = [("user", "A cup?"), ("assistant", "Yes."), ("user", "A dog?")]
+    prompt = rendered(tokenizer, strict, *turns)
+    assert reader.user_turns(prompt, [strict]) == ["A cup?", "A dog?"]
+
+
+def test_long_white_space_costs_time_in_proportion(
+    tokenizer: Any, reader: InstructionReader
+) -> None:
+    def seconds(spaces: int) -> float:
+        prompt = tokenizer.encode("USER: A" + " \n\t" * spaces + "cup? ASSISTANT:")
+        began = time.process_time()
+        assert reader.user_turns(prompt, [CHAT_TEMPLATE]) == ["A cup?"]
+        return time.process_time() - began
+
+    seconds(100)
+    short, long = seconds(10_000), seconds(80_000)
+    assert long < 30 * max(short, 0.01)  # in proportion: 8 times; squared: 64 times

@@ -1,13 +1,20 @@
 """Plans: what enters the cache identity, and what the worker gets."""
 
 import dataclasses
+import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from vllm_litelvlm.options import ServerOptions, parse_request_options
+from vllm_litelvlm import __version__
+from vllm_litelvlm.errors import OptionsError
+from vllm_litelvlm.options import ServerOptions, parse_request_options, parse_server_options
 from vllm_litelvlm.plugin.plan import Plan, WorkOrder
+from vllm_litelvlm.plugin.processor import LiteLVLMProcessor
 from vllm_litelvlm.pruning.keep_all import KeepAll
+from vllm_litelvlm.pruning.registry import method_names
 
 
 def decide(**options: Any) -> Plan:
@@ -53,3 +60,131 @@ def test_worker_gets_method_parameters_and_budget() -> None:
     order = WorkOrder.decode(WorkOrder.encode(plan))
     assert order.pruner == plan.pruner
     assert order.budget == 64
+
+
+def test_json_is_canonical_and_plain_ascii() -> None:
+    plan = Plan("litelvlm", {"b": 1, "a": None}, 64, ("赤い \ufffd",))
+    swapped = Plan("litelvlm", {"a": None, "b": 1}, 64, ("赤い \ufffd",))
+    assert plan.to_json() == swapped.to_json()
+    assert plan.to_json().isascii()
+    assert json.loads(plan.to_json()) == {
+        "budget": 64,
+        "method": "litelvlm",
+        "parameters": {"a": None, "b": 1},
+        "texts": ["赤い \ufffd"],
+        "version": __version__,
+    }
+
+
+@pytest.mark.parametrize("method", [*method_names()])
+@pytest.mark.parametrize("texts", [(), ("a",), ("a", "", 'b"\\\n', "👩‍👩‍👧")])
+def test_plan_of_every_method_survives_both_ways(method: str, texts: tuple[str, ...]) -> None:
+    plan = dataclasses.replace(decide(method=method, budget=64), texts=texts)
+    back = Plan.from_json(plan.to_json())
+    assert back == plan
+    assert back.to_json() == plan.to_json()
+    order = WorkOrder.decode(WorkOrder.encode(plan))
+    assert (order.pruner, order.budget) == (back.pruner, back.budget)
+    assert order.pruner.name == method
+
+
+def test_work_order_is_bytes_on_the_cpu_without_the_texts() -> None:
+    plan = decide(budget=64)
+    encoded = WorkOrder.encode(dataclasses.replace(plan, texts=("secret",)))
+    assert encoded.dtype == torch.uint8
+    assert encoded.dim() == 1
+    assert torch.equal(encoded, WorkOrder.encode(plan))
+    assert b"secret" not in encoded.numpy().tobytes()
+
+
+def test_work_orders_of_equal_options_share_one_pruner_to_group_by() -> None:
+    first = WorkOrder.decode(WorkOrder.encode(decide(budget=64, share=0.5)))
+    second = WorkOrder.decode(WorkOrder.encode(decide(budget=128, share=0.5)))
+    other = WorkOrder.decode(WorkOrder.encode(decide(budget=64, share=0.25)))
+    assert len({first.pruner, second.pruner, other.pruner}) == 2
+    assert (first.budget, second.budget) == (64, 128)
+
+
+def test_whole_and_broken_numbers_of_one_value_are_one_identity() -> None:
+    assert decide(budget=64, share=1).to_json() == decide(budget=64, share=1.0).to_json()
+    assert decide(budget=288).to_json() == decide(budget=0.5).to_json()
+
+
+def test_options_that_are_not_allowed_are_refused_even_where_all_tokens_stay() -> None:
+    with pytest.raises(OptionsError, match="'share' is 7"):
+        decide(budget=576, share=7)
+    with pytest.raises(OptionsError, match="'budget' is 577"):
+        decide(budget=577, method="keep-all")
+    with pytest.raises(OptionsError, match="'method' is 'magic'"):
+        decide(method="magic")
+
+
+class _Turns:
+    """Stands for the reader of instructions, and tells whether it was asked."""
+
+    def __init__(self, *turns: str) -> None:
+        self.turns = list(turns)
+        self.asked = 0
+
+    def user_turns(self, prompt: object, templates: object) -> list[str]:
+        self.asked += 1
+        return self.turns
+
+
+def settle(turns: _Turns, server: dict[str, Any] | None = None, **options: Any) -> Plan:
+    """The processor's decision for a request, without an engine."""
+    bounds = parse_server_options(server)
+    processor = SimpleNamespace(
+        _patches=576,
+        _guidance=SimpleNamespace(server=bounds),
+        _instruction_reader=turns,
+        _own_template=None,
+    )
+    asked = parse_request_options(options, bounds)
+    return LiteLVLMProcessor._decide(processor, asked, SimpleNamespace(prompt=[1]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "random", "budget": 64},
+        {"method": "context", "budget": 64},
+        {"method": "cls-attention", "budget": 64},
+        {"method": "keep-all"},
+        {"budget": 576},
+    ],
+)
+def test_texts_are_left_out_where_they_have_no_influence(options: dict[str, Any]) -> None:
+    turns = _Turns("a cup?")
+    plan = settle(turns, texts=["a", "b"], **options)
+    assert plan.texts == ()
+    assert plan == settle(turns, **options)
+    assert turns.asked == 0
+
+
+@pytest.mark.parametrize(
+    ("guide", "texts"),
+    [("last", ("third",)), ("first", ("one",)), ("all", ("one", "two", "third"))],
+)
+def test_guide_names_the_turns(guide: str, texts: tuple[str, ...]) -> None:
+    assert settle(_Turns("one", "two", "third"), guide=guide).texts == texts
+
+
+def test_named_texts_come_before_the_instruction() -> None:
+    turns = _Turns("a cup?")
+    assert settle(turns, texts=["b", "a"], guide="all").texts == ("b", "a")
+    assert turns.asked == 0
+
+
+def test_empty_turns_give_no_text_and_the_newest_fit_the_servers_bound() -> None:
+    assert settle(_Turns("one", "", "two", ""), guide="all").texts == ("one", "two")
+    assert settle(_Turns("one", ""), guide="last").texts == ()
+    many = _Turns(*(str(number) for number in range(9)))
+    assert settle(many, {"max_texts": 2}, guide="all").texts == ("7", "8")
+
+
+def test_bounds_of_the_server_hold_for_methods_that_read_no_text_too() -> None:
+    with pytest.raises(OptionsError, match="comes to 64 tokens; this server allows 100 to all"):
+        settle(_Turns(), {"min_budget": 100, "budget": 128}, method="random", budget=64)
+    with pytest.raises(OptionsError, match="comes to 576 tokens; this server allows 1 to 192"):
+        settle(_Turns(), {"max_budget": 192}, method="keep-all")

@@ -111,8 +111,9 @@ def test_lower_layer_imports_few_libraries(layer: str) -> None:
         assert libraries_imported(file.read_text()) - {"vllm_litelvlm"} <= allowed, in_file(file)
 
 
-def test_vision_imports_torch_and_transformers_only() -> None:
-    allowed = {"torch", "transformers", "vllm_litelvlm"} | set(sys.stdlib_module_names)
+def test_vision_imports_torch_transformers_and_their_formats_only() -> None:
+    allowed = {"torch", "transformers", "huggingface_hub", "safetensors", "vllm_litelvlm"}
+    allowed |= set(sys.stdlib_module_names)
     for file in FILES:
         if layer_of(file) == "vision":
             assert libraries_imported(file.read_text()) <= allowed, in_file(file)

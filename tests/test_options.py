@@ -425,3 +425,16 @@ def test_server_may_refuse_every_request_option() -> None:
     sentence = refusal({"texts": "a", "budget": 64}, server)
     assert "['budget', 'texts'] were sent" in sentence
     assert "does not take options from requests; leave them out" in sentence
+
+
+def test_number_of_too_many_digits_to_print_is_refused() -> None:
+    merged = parse_request_options({"budget": 10**5000}, ServerOptions())
+    with pytest.raises(OptionsError, match="an int of too many digits; allowed: at most 576"):
+        merged.budget_tokens(576)
+    with pytest.raises(OptionsError, match="an int of too many digits"):
+        parse_request_options({"budget": -(10**5000)}, ServerOptions())
+
+
+def test_no_options_at_all_pass_a_server_that_takes_none() -> None:
+    server = parse_server_options({"request_options": False, "budget": 64})
+    assert parse_request_options({}, server) == server.defaults

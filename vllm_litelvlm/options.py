@@ -79,7 +79,7 @@ class PruningOptions(StrictModel):
             return max(1, math.floor(self.budget * patches + 0.5))
         if self.budget > patches:
             raise OptionsError(
-                f"litelvlm option 'budget' is {self.budget}; allowed: at most {patches}, "
+                f"litelvlm option 'budget' is {_shown(self.budget)}; allowed: at most {patches}, "
                 "the number of this image's visual tokens (which keeps them all)."
             )
         return self.budget
@@ -135,10 +135,10 @@ def parse_request_options(data: object, server: ServerOptions) -> PruningOptions
     if data is None:
         return server.defaults
     given = _as_mapping(data, "the request's litelvlm options")
-    if not server.request_options:
+    if given and not server.request_options:
         raise OptionsError(
-            f"litelvlm options {sorted(given)} were sent, but this server does not take options "
-            "from requests; leave them out."
+            f"litelvlm options {_shown(sorted(given))} were sent, but this server does not take "
+            "options from requests; leave them out."
         )
     return _parse_pruning_options(given, server.defaults)
 
@@ -148,9 +148,8 @@ def parse_server_options(data: object) -> ServerOptions:
     if data is None:
         return ServerOptions()
     given = _as_mapping(data, "the server's litelvlm options")
-    own_names = set(ServerOptions.model_fields) - {"defaults"}
-    own = {name: value for name, value in given.items() if name in own_names}
-    pruning = {name: value for name, value in given.items() if name not in own_names}
+    own = {name: value for name, value in given.items() if name in SERVER_OPTIONS}
+    pruning = {name: value for name, value in given.items() if name not in SERVER_OPTIONS}
     defaults = _parse_pruning_options(pruning, PruningOptions())
     server = parse(ServerOptions, {**own, "defaults": defaults})
     if server.max_budget is not None and server.max_budget < server.min_budget:
@@ -170,7 +169,9 @@ def parse(model: type[Model], data: Mapping[str, Any], known: tuple[str, ...] = 
         return model.model_validate(dict(data))
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        name = str(fault["loc"][0]) if fault["loc"] else "?"
+        if not fault["loc"]:  # what a model says of its options together
+            raise OptionsError(f"litelvlm options are refused: {fault['msg']}.") from None
+        name = str(fault["loc"][0])
         if fault["type"] == "extra_forbidden":
             names = ", ".join(sorted({*model.model_fields, *known}))
             raise OptionsError(
@@ -183,6 +184,7 @@ def parse(model: type[Model], data: Mapping[str, Any], known: tuple[str, ...] = 
 
 
 COMMON_OPTIONS = tuple(name for name in PruningOptions.model_fields if name != "parameters")
+SERVER_OPTIONS = tuple(name for name in ServerOptions.model_fields if name != "defaults")
 
 
 def _parse_pruning_options(given: Mapping[str, Any], base: PruningOptions) -> PruningOptions:
@@ -204,7 +206,10 @@ def _as_mapping(data: object, what: str) -> Mapping[str, Any]:
 
 
 def _shown(value: object, longest: int = 80) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write whole numbers of thousands of digits
+        text = f"a {type(value).__name__} of too many digits"
     return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"
 
 

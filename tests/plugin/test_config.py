@@ -54,6 +54,7 @@ def test_valid_options_reach_the_model_configuration(checkpoint: Checkpoint) -> 
         ({"budget": 500, "max_budget": 192}, "comes to 500 tokens; this server allows 1 to 192"),
         ({"request_options": "no"}, "'request_options' is 'no'; allowed: true or false"),
         ({"bugdet": 64}, "'bugdet' is unknown"),
+        ({"clip": "/nowhere"}, "'clip' is unknown; allowed: budget, clip_model, context"),
         ({"method": "random", "share": 0.1}, "'share' is unknown"),
         ("128", "are '128'; allowed: an object"),
         ({"clip_model": "/nowhere"}, "No CLIP configuration at '/nowhere'"),

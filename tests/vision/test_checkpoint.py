@@ -1,5 +1,6 @@
 """Where weights come from, and what is said when they are not there."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,46 @@ def test_misshapen_tensor_of_the_clip_is_not_taken_for_a_loaded_one(
     checkpoint: Checkpoint, guidance: Guidance, tmp_path: Path
 ) -> None:
     clip = changed_clip(checkpoint, tmp_path, "visual_projection.weight", torch.zeros(5, 64))
-    with pytest.raises(WeightsError, match=r"visual_projection\.weight"):
+    shapes = (
+        r"visual_projection\.weight' of the CLIP at .* has shape \[5, 64\]; expected \[48, 64\]"
+    )
+    with pytest.raises(WeightsError, match=shapes):
         load_guidance(guidance.scorer, guidance.text_tower, {}, clip)
+
+
+@pytest.mark.parametrize("damage", ["without weights", "corrupt"])
+def test_clip_whose_weights_cannot_be_read_is_refused(
+    checkpoint: Checkpoint, guidance: Guidance, tmp_path: Path, damage: str
+) -> None:
+    clip = Path(shutil.copytree(checkpoint.clip, tmp_path / "clip"))
+    if damage == "corrupt":
+        (clip / "model.safetensors").write_bytes(b"not a checkpoint")
+    else:
+        (clip / "model.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"weights of the CLIP at .* cannot be read"):
+        load_guidance(guidance.scorer, guidance.text_tower, {}, str(clip))
+
+
+def test_text_tower_goes_by_the_outer_projection_width(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    clip = Path(shutil.copytree(checkpoint.clip, tmp_path / "clip"))
+    fields = json.loads((clip / "config.json").read_text())
+    fields["text_config"]["projection_dim"] = 7
+    (clip / "config.json").write_text(json.dumps(fields))
+    tower = CLIPConfig.from_pretrained(checkpoint.clip).vision_config
+    config = read_clip_config(str(clip), tower)
+    built = Guidance(tower, config)
+    load_guidance(built.scorer, built.text_tower, {}, str(clip))
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"model_type": "clip", "vision_config": {"hidden_size": 64}}']
+)
+def test_configuration_that_cannot_be_read_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(WeightsError, match="No CLIP configuration at"):
+        read_clip_config(str(tmp_path), CLIPVisionConfig())
 
 
 def test_model_checkpoint_comes_before_the_clip(checkpoint: Checkpoint, guidance: Guidance) -> None:
@@ -199,9 +238,12 @@ def test_configuration_without_a_tower_is_refused() -> None:
         check_tower(CLIPConfig().text_config)
 
 
-def test_tap_keeps_a_float32_copy_and_passes_the_tensor_itself(guidance: Guidance) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_tap_keeps_a_float32_copy_and_passes_the_tensor_itself(
+    guidance: Guidance, dtype: torch.dtype
+) -> None:
     tap = TowerTap(guidance.scorer)
-    tensor = torch.ones(64, dtype=torch.bfloat16)
+    tensor = torch.ones(64, dtype=dtype)
     [(_, passed)] = tap([("vision_tower.vision_model.post_layernorm.weight", tensor)])
     assert passed is tensor
     tensor.zero_()

@@ -10,6 +10,14 @@ from vllm_litelvlm.errors import WeightsError
 from vllm_litelvlm.vision.text import ClipTextTokenizer
 
 
+@pytest.fixture(autouse=True)
+def plain_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package's log as it is without vLLM, whatever ran before: each record is seen once."""
+    logger = logging.getLogger("vllm_litelvlm")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", True)
+
+
 @pytest.fixture
 def tokenizer(checkpoint: Checkpoint) -> ClipTextTokenizer:
     return ClipTextTokenizer(str(checkpoint.clip), 77)
@@ -122,3 +130,10 @@ def test_every_row_is_padded_with_its_end_token(tokenizer: ClipTextTokenizer) ->
     assert ids.shape == (3, 5)
     end = ids[1, -1]
     assert (ids == end).sum(dim=1).tolist() == [3, 1, 2]
+
+
+def test_text_that_spells_the_end_token_does_not_end_there(tokenizer: ClipTextTokenizer) -> None:
+    spelled, plain = tokenizer(["a <|endoftext|> red cup"]), tokenizer(["a"])
+    end = int(plain[0, -1])
+    assert spelled[0].tolist().count(end) == 1
+    assert spelled[0, -1] == end

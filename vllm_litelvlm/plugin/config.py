@@ -9,8 +9,15 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from vllm_litelvlm.errors import CompatibilityError, OptionsError
-from vllm_litelvlm.options import OPTIONS_KEY, ServerOptions, parse_server_options
+from vllm_litelvlm.options import (
+    COMMON_OPTIONS,
+    OPTIONS_KEY,
+    SERVER_OPTIONS,
+    ServerOptions,
+    parse_server_options,
+)
 from vllm_litelvlm.plugin.plan import Plan
+from vllm_litelvlm.pruning.registry import build_pruner
 from vllm_litelvlm.vision.checkpoint import check_tower, default_clip_model, read_clip_config
 
 #: Attribute of the model's Hugging Face configuration. Plain JSON: vLLM hashes and pickles it.
@@ -104,5 +111,6 @@ def _check_engine(vllm_config: VllmConfig) -> None:
 
 def _check_defaults(server: ServerOptions, patches: int) -> None:
     """A default that every request would be refused for is an error at start."""
-    plan = Plan.decide(server.defaults, patches)
-    server.check_request(server.defaults, plan.budget)
+    defaults = server.defaults
+    build_pruner(defaults.method, defaults.parameters, (*COMMON_OPTIONS, *SERVER_OPTIONS))
+    server.check_request(defaults, Plan.decide(defaults, patches).budget)

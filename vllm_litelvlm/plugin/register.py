@@ -29,6 +29,6 @@ def install() -> None:
 def _log_like_vllm() -> None:
     """Send the package's log through vLLM's handlers, at vLLM's level."""
     ours, theirs = logging.getLogger("vllm_litelvlm"), logging.getLogger("vllm")
-    ours.handlers = theirs.handlers
+    ours.handlers = list(theirs.handlers)
     ours.setLevel(theirs.level)
     ours.propagate = theirs.propagate

@@ -130,4 +130,4 @@ def to_device(numbers: Sequence[int], device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-SEED = Field(0, ge=0, lt=2**63, description="a whole number from 0")
+SEED = Field(0, ge=0, lt=2**63, description="a whole number from 0 and below 2**63")

@@ -47,6 +47,12 @@ def pruner_class(name: str) -> type[Pruner]:
     return found
 
 
-def build_pruner(method: str, parameters: Mapping[str, Any]) -> Pruner:
-    """A method with its options. Raises OptionsError for an option that it does not have."""
-    return parse(pruner_class(method), parameters, known=COMMON_OPTIONS)
+def build_pruner(
+    method: str, parameters: Mapping[str, Any], known: tuple[str, ...] = COMMON_OPTIONS
+) -> Pruner:
+    """A method with its options.
+
+    Raises OptionsError for an option that it does not have; ``known`` are those that would have
+    been taken elsewhere, for the message.
+    """
+    return parse(pruner_class(method), parameters, known)

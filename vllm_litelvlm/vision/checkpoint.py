@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
 
@@ -42,15 +44,16 @@ def read_clip_config(clip_model: str, tower: CLIPVisionConfig) -> CLIPConfig:
     """
     try:
         fields, _ = CLIPConfig.get_config_dict(clip_model)
-        reason = f"its model_type is {fields.get('model_type')!r}, not 'clip'"
-    except (OSError, ValueError) as error:
-        fields, reason = {}, str(error)
-    if fields.get("model_type") != "clip":
+        if fields.get("model_type") != "clip":
+            raise ValueError(f"its model_type is {fields.get('model_type')!r}, not 'clip'")
+        config = CLIPConfig.from_dict(fields)
+    except (OSError, ValueError, AttributeError, StrictDataclassError) as error:
         raise WeightsError(
-            f"No CLIP configuration at {clip_model!r} ({reason}). Set the server option "
+            f"No CLIP configuration at {clip_model!r} ({error}). Set the server option "
             "'clip_model' to a CLIP checkpoint's hub name or folder."
-        )
-    config = CLIPConfig.from_dict(fields)
+        ) from error
+    # Where the two differ, CLIP's own model goes by the outer one.
+    config.text_config.projection_dim = config.projection_dim
     for name in ("hidden_size", "num_hidden_layers", "patch_size", "image_size"):
         theirs, ours = getattr(config.vision_config, name), getattr(tower, name)
         if theirs != ours:
@@ -111,18 +114,20 @@ def load_guidance(
     Raises WeightsError naming the first tensor that is missing or has another shape, and where it
     was looked for.
     """
-    clip_tensors = _read_clip_tensors(clip)
+    sources = {
+        "the model's checkpoint": tower_tensors,
+        f"the CLIP at {clip!r}": _read_clip_tensors(clip),
+    }
     for module in (scorer, text_tower):
         parameters = dict(module.named_parameters())
         for own, name in module.clip_names().items():
-            source = tower_tensors if name in tower_tensors else clip_tensors
-            where = "the model's checkpoint" if source is tower_tensors else f"the CLIP at {clip!r}"
-            if name not in source:
+            where = next((place for place, tensors in sources.items() if name in tensors), None)
+            if where is None:
                 raise WeightsError(
-                    f"Tensor {name!r} is neither in the model's checkpoint nor in the CLIP at "
-                    f"{clip!r}. Set the server option 'clip_model' to a complete CLIP checkpoint."
+                    f"Tensor {name!r} is neither in {' nor in '.join(sources)}. Set the server "
+                    "option 'clip_model' to a complete CLIP checkpoint."
                 )
-            _copy(source[name], parameters[own], f"Tensor {name!r} of {where}")
+            _copy(sources[where][name], parameters[own], f"Tensor {name!r} of {where}")
     logger.info(
         "litelvlm guidance: %d vision tensors from the model's checkpoint, the rest from %s",
         len(tower_tensors),
@@ -131,13 +136,25 @@ def load_guidance(
 
 
 def _read_clip_tensors(clip: str) -> dict[str, Tensor]:
-    """Every tensor that the CLIP checkpoint really holds, on the CPU."""
-    with torch.device("cpu"):
-        model, report = CLIPModel.from_pretrained(
-            clip, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    absent = set(report["missing_keys"]) | {entry[0] for entry in report["mismatched_keys"]}
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in absent}
+    """Every tensor that the CLIP checkpoint really holds, on the CPU; misfits only as a shape."""
+    try:
+        with torch.device("cpu"):
+            model, report = CLIPModel.from_pretrained(
+                clip, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise WeightsError(
+            f"The weights of the CLIP at {clip!r} cannot be read ({error}). Set the server option "
+            "'clip_model' to a complete CLIP checkpoint's hub name or folder."
+        ) from error
+    tensors = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name not in report["missing_keys"]
+    }
+    for name, shape, *_ in report["mismatched_keys"]:
+        tensors[name] = torch.empty(tuple(shape), device="meta")
+    return tensors
 
 
 def _copy(tensor: Tensor, parameter: nn.Parameter, what: str) -> None:

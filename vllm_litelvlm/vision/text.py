@@ -36,7 +36,9 @@ class ClipTextTokenizer:
         """Token ids, int32 [texts, longest], padded on the right after each text's end token."""
         rows = []
         for text in texts:
-            ids = self._tokenizer(text, verbose=False)["input_ids"]
+            # A text that spells CLIP's end token must not end there.
+            encoded = self._tokenizer(text, verbose=False, split_special_tokens=True)
+            ids = encoded["input_ids"]
             if len(ids) > self._max_tokens:
                 self._tell_truncated(text)
                 ids = [*ids[: self._max_tokens - 1], ids[-1]]

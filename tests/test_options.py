@@ -429,9 +429,9 @@ def test_server_may_refuse_every_request_option() -> None:
 
 def test_number_of_too_many_digits_to_print_is_refused() -> None:
     merged = parse_request_options({"budget": 10**5000}, ServerOptions())
-    with pytest.raises(OptionsError, match="an int of too many digits; allowed: at most 576"):
+    with pytest.raises(OptionsError, match="a number of too many digits; allowed: at most 576"):
         merged.budget_tokens(576)
-    with pytest.raises(OptionsError, match="an int of too many digits"):
+    with pytest.raises(OptionsError, match="a number of too many digits"):
         parse_request_options({"budget": -(10**5000)}, ServerOptions())
 
 

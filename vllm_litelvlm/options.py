@@ -209,7 +209,7 @@ def _shown(value: object, longest: int = 80) -> str:
     try:
         text = repr(value)
     except ValueError:  # Python does not write whole numbers of thousands of digits
-        text = f"a {type(value).__name__} of too many digits"
+        text = "a number of too many digits"
     return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"
 
 

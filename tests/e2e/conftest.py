@@ -19,6 +19,7 @@ ARGUMENTS = [
     "--max-model-len=4096",
     "--max-num-seqs=16",
     '--limit-mm-per-prompt={"image": 4}',
+    "--enable-mm-embeds",
 ]
 
 

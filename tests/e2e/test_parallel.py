@@ -1,0 +1,37 @@
+"""Several worker processes and several API servers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+from PIL import Image
+
+from tests.e2e.client import ask, user_turn
+from tests.e2e.conftest import ARGUMENTS
+from tests.e2e.reference import Reference
+from vllm_litelvlm.demo.checkpoint import Checkpoint
+from vllm_litelvlm.demo.server import serve
+
+
+def test_tensor_parallel_workers_behind_two_api_servers_answer_as_transformers(
+    checkpoint: Checkpoint, photographs: Sequence[Image.Image], tmp_path: Path
+) -> None:
+    reference = Reference(checkpoint.llava, checkpoint.clip)
+    questions = ["What is on the left?", "Where is the red cup?", "Is there a dog?"]
+    with serve(
+        checkpoint.llava,
+        clip_model=checkpoint.clip,
+        arguments=[*ARGUMENTS, "--tensor-parallel-size=2", "--api-server-count=2"],
+        environment={"VLLM_CPU_OMP_THREADS_BIND": "0|1", "VLLM_CPU_KVCACHE_SPACE": "1"},
+        log=tmp_path / "server.log",
+    ) as running:
+        for question, photograph in zip(questions, photographs, strict=False):
+            served = ask(running.url, user_turn(question, photograph), {"budget": 64}, 12)
+            kept = reference.choose(photograph, [question], 64).kept
+            prompt = f"USER: <image>\n{question} ASSISTANT:"
+            expected = reference.generate(prompt, [photograph], [kept], 12)
+            assert list(served.token_ids) == expected
+        metrics = httpx.get(f"{running.url}/metrics", timeout=30).text.splitlines()
+    # One observation a request: of the ranks only the first counts, of the servers all do.
+    assert "litelvlm_guidance_seconds_count 3.0" in metrics
+    assert 'litelvlm_images_total{method="litelvlm"} 3.0' in metrics

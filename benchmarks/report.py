@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.client import Block
 from benchmarks.machine import Machine, package_versions
 from benchmarks.rounds import Settings
@@ -53,11 +55,7 @@ class Row:
 
 def percentile(values: Sequence[float], share: float) -> float:
     """Linear interpolation between the closest ranks; ``share`` from 0 to 1."""
-    ordered = sorted(values)
-    position = share * (len(ordered) - 1)
-    below = math.floor(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (position - below) * (ordered[above] - ordered[below])
+    return float(np.quantile(values, share))
 
 
 def requests_per_second(block: Block) -> float:

@@ -118,18 +118,23 @@ def test_equal_texts_are_embedded_once(
     assert list(found.text_counts) == [2, 1, 2]
 
 
-@pytest.mark.parametrize("legacy", [True, False])
-def test_end_token_is_pooled_and_padding_has_no_influence(legacy: bool) -> None:
-    config = CLIPTextConfig(
+def text_config(end: int) -> CLIPTextConfig:
+    """A small text tower whose configuration names ``end`` as its end token."""
+    return CLIPTextConfig(
         vocab_size=100,
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
         bos_token_id=98,
-        eos_token_id=2 if legacy else 99,
+        eos_token_id=end,
         pad_token_id=1,
     )
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_end_token_is_pooled_and_padding_has_no_influence(legacy: bool) -> None:
+    config = text_config(end=2 if legacy else 99)
     torch.manual_seed(0)
     tower = ClipTextTower(config)
     whole = CLIPTextModelWithProjection(config).eval()
@@ -248,17 +253,7 @@ def test_pooled_position_follows_the_configured_end_token(
     end: int, ids: list[int], pooled: int
 ) -> None:
     torch.manual_seed(0)
-    tower = ClipTextTower(
-        CLIPTextConfig(
-            vocab_size=100,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            bos_token_id=98,
-            eos_token_id=end,
-        )
-    )
+    tower = ClipTextTower(text_config(end))
     with torch.no_grad():
         states = tower.model.text_model(input_ids=torch.tensor([ids])).last_hidden_state[0]
         candidates = tower.model.text_projection(states)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPConfig, CLIPVisionConfig
 
-from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals
+from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, to_device
 from vllm_litelvlm.vision.clip import ClipScorer
 from vllm_litelvlm.vision.text import ClipTextTower
 
@@ -45,10 +45,10 @@ class Guidance(nn.Module):
 
         ``text_ids`` holds one integer [texts, length] tensor an image, on the CPU.
         """
-        texts = self._embed(text_ids, hidden.device) if Signal.SIMILARITY in needs else None
-        if texts is None:
-            width = self.scorer.projection.out_features
-            texts = [torch.empty(len(ids), width, device=hidden.device) for ids in text_ids]
+        if Signal.SIMILARITY in needs:
+            texts = self._embed(text_ids, hidden.device)
+        else:  # only how many there are
+            texts = [hidden.new_empty(len(ids), 0) for ids in text_ids]
         return self.scorer.signals(hidden, feature_input, texts, needs)
 
     @staticmethod
@@ -80,21 +80,16 @@ class Guidance(nn.Module):
                     unique.append(row[:end])
                 picked.append(places[key])
             picks.append(picked)
-        if not unique:
-            return [self.scorer.projection.weight.new_empty(0, self._width) for _ in picks]
-        ends = torch.stack([row[-1] for row in unique])
-        padded = pad_sequence(unique, batch_first=True, padding_value=int(ends[0]))
+        embeddings = self._embed_unique(unique, device)
+        return [embeddings.index_select(0, to_device(picked, device)) for picked in picks]
+
+    def _embed_unique(self, rows: Sequence[Tensor], device: torch.device) -> Tensor:
+        """Embeddings of token ids of different lengths, float32 [rows, width]."""
+        weight = self.scorer.projection.weight
+        if not rows:
+            return weight.new_empty(0, len(weight))
+        padded = pad_sequence(list(rows), batch_first=True, padding_value=int(rows[0][-1]))
         if device.type != "cpu":
             padded = padded.pin_memory()
         ids_on_device = padded.to(device, non_blocking=True)
-        embeddings = torch.cat([self.text_tower(some) for some in ids_on_device.split(_AT_ONCE)])
-        return [
-            torch.stack([embeddings[place] for place in picked])
-            if picked
-            else embeddings.new_empty(0, self._width)
-            for picked in picks
-        ]
-
-    @property
-    def _width(self) -> int:
-        return self.scorer.projection.out_features
+        return torch.cat([self.text_tower(some) for some in ids_on_device.split(_AT_ONCE)])

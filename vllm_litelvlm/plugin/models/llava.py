@@ -69,7 +69,7 @@ class LiteLVLMLlava(LlavaForConditionalGeneration):
         assert len(orders) == len(text_ids) == len(pixel_values)
         needs = Guidance.needs([order.pruner for order in orders])
         hidden, feature_input = self._run_tower(pixel_values, Signal.CLS_ATTENTION in needs)
-        selections = self._select(hidden, feature_input, text_ids, orders)
+        selections = self._select(hidden, feature_input, text_ids, orders, needs)
         trace_selections(orders, text_ids, selections)
         kept = [
             patches.index_select(0, selection.indices)
@@ -96,17 +96,16 @@ class LiteLVLMLlava(LlavaForConditionalGeneration):
         feature_input: Tensor | None,
         text_ids: list[Tensor],
         orders: list[WorkOrder],
+        needs: frozenset[Signal],
     ) -> list[Selection]:
         assert self.litelvlm is not None
         histograms = worker_histograms() if get_tensor_model_parallel_rank() == 0 else None
         guidance_seconds, selection_seconds = histograms or (None, None)
-        pruners = [order.pruner for order in orders]
+        pruners, budgets = zip(*((order.pruner, order.budget) for order in orders), strict=True)
         with self._stopwatch.time(guidance_seconds, hidden.device):
-            signals = self.litelvlm.signals(
-                hidden, feature_input, text_ids, Guidance.needs(pruners)
-            )
+            signals = self.litelvlm.signals(hidden, feature_input, text_ids, needs)
         with self._stopwatch.time(selection_seconds, hidden.device):
-            return Guidance.select(signals, pruners, [order.budget for order in orders])
+            return Guidance.select(signals, pruners, budgets)
 
 
 def _items(field: object) -> list[Tensor]:

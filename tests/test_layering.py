@@ -18,11 +18,12 @@ BELOW = {
     "errors": set(),
     "activation": {"errors"},
     "options": {"errors", "activation"},
-    "pruning": {"errors", "activation", "options"},
+    "pruning": {"errors", "activation", "options", "package"},
     "vision": {"errors", "activation", "options", "pruning"},
+    "evaluation": {"errors", "activation", "options", "pruning", "vision"},
     "plugin": {"errors", "activation", "options", "pruning", "vision", "package"},
     "demo": {"errors", "activation", "options", "pruning", "vision", "package"},
-    "cli": {"errors", "activation", "options", "pruning", "vision", "plugin", "demo", "package"},
+    "cli": {"errors", "options", "pruning", "evaluation", "plugin", "demo", "package"},
     "package": {"activation"},
 }
 

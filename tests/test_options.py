@@ -348,6 +348,8 @@ def test_refusal_is_one_of_our_errors_and_a_value_error() -> None:
         ({"max_texts": 0}, "0", "a whole number from 1"),
         ({"max_texts": "3"}, "'3'", "a whole number from 1"),
         ({"max_text_length": 0}, "0", "a whole number of characters from 1"),
+        ({"methods": "litelvlm"}, "'litelvlm'", "a non-empty list of method names"),
+        ({"methods": [1]}, "1", "a non-empty list of method names"),
         ({"request_options": 0}, "0", "true or false"),
         ({"request_options": "true"}, "'true'", "true or false"),
         ({"clip_model": ""}, "''", "the name on the Hugging Face hub, or the folder"),

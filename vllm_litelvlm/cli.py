@@ -4,11 +4,15 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vllm_litelvlm import __version__
 from vllm_litelvlm.errors import LiteLVLMError
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,20 +81,33 @@ def _methods() -> None:
     from rich.table import Table
 
     from vllm_litelvlm.options import COMMON_OPTIONS, PruningOptions
-    from vllm_litelvlm.pruning.registry import method_names, pruner_class
+    from vllm_litelvlm.pruning.registry import (
+        decoder_method_names,
+        decoder_pruner_class,
+        method_names,
+        pruner_class,
+    )
 
     table = Table("method or option", "default", "paper, or allowed values")
-    for name in method_names():
-        pruner = pruner_class(name)
-        text = "guided by the text" if pruner.reads_text else "does not read the text"
-        table.add_row(f"[bold]{name}[/]", "", f"[bold]{pruner.paper}[/]; {text}")
-        for option, field in pruner.model_fields.items():
+
+    def add_options(fields: "Mapping[str, FieldInfo]") -> None:
+        for option, field in fields.items():
             table.add_row(f"  {option}", json.dumps(field.default), field.description or "")
         table.add_section()
+
+    for name in method_names():
+        pruner = pruner_class(name)
+        reads = "is guided by the text" if pruner.reads_text else "does not read the text"
+        text = "cannot do without a text" if pruner.requires_text else reads
+        table.add_row(f"[bold]{name}[/]", "", f"[bold]{pruner.paper}[/]; {text}")
+        add_options(pruner.model_fields)
     table.add_row("[bold]options of every method[/]")
-    for option in COMMON_OPTIONS:
-        field = PruningOptions.model_fields[option]
-        table.add_row(f"  {option}", json.dumps(field.default), field.description or "")
+    add_options({option: PruningOptions.model_fields[option] for option in COMMON_OPTIONS})
+    for name in decoder_method_names():
+        decoder = decoder_pruner_class(name)
+        only = "prunes inside the language model: in the evaluation only, not in vLLM"
+        table.add_row(f"[bold]{name}[/]", "", f"[bold]{decoder.paper}[/]; {only}")
+        add_options(decoder.model_fields)
     Console().print(table)
 
 

@@ -27,6 +27,7 @@ _BUDGET = (
     "a token count (whole number from 1) or a fraction of the image's tokens (0 < number <= 1)"
 )
 _TEXTS = "one non-empty text or a non-empty list of them"
+_METHODS = "a non-empty list of method names that requests may choose from, or null for all"
 
 
 class StrictModel(BaseModel):
@@ -97,14 +98,29 @@ class ServerOptions(StrictModel):
             "vision tower was taken from"
         ),
     )
+    methods: tuple[str, ...] | None = Field(None, description=_METHODS)
     min_budget: int = Field(1, ge=1, description="a whole number from 1")
     max_budget: int | None = Field(None, ge=1, description="a whole number from 1")
     max_texts: int = Field(64, ge=1, description="a whole number from 1")
     max_text_length: int = Field(4096, ge=1, description="a whole number of characters from 1")
     request_options: bool = Field(True, description="true or false")
 
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _methods_are_a_tuple(cls, methods: object) -> object:
+        if methods is None:
+            return None
+        if not isinstance(methods, list | tuple) or not methods:
+            raise ValueError(_METHODS)
+        return tuple(methods)
+
     def check_request(self, options: PruningOptions, budget: int) -> None:
         """Raise OptionsError where a request's merged options leave the operator's bounds."""
+        if self.methods is not None and options.method not in self.methods:
+            raise OptionsError(
+                f"litelvlm option 'method' is {_shown(options.method)}; this server allows "
+                f"{', '.join(self.methods)}."
+            )
         highest = self.max_budget
         if budget < self.min_budget or (highest is not None and budget > highest):
             allowed = f"{self.min_budget} to {'all tokens' if highest is None else highest}"

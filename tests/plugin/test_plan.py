@@ -48,7 +48,11 @@ def test_defaults_spelled_out_are_the_same_identity() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"budget": 576}, {"budget": 1.0}, {"method": "random", "budget": 576}, {"method": "keep-all"}],
+    [
+        {"budget": 1.0},
+        {"method": "keep-all"},
+        *({"method": method, "budget": 576} for method in method_names()),
+    ],
 )
 def test_keeping_everything_is_one_identity(options: dict[str, Any]) -> None:
     plan = decide(**options)

@@ -10,8 +10,13 @@ from vllm import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from tests.pruning.helpers import random_signals
 from vllm_litelvlm.demo.checkpoint import Checkpoint
+from vllm_litelvlm.plugin.plan import WorkOrder
 from vllm_litelvlm.plugin.processor import ORDERS_FIELD, TEXT_IDS_FIELD
+from vllm_litelvlm.plugin.profile import Profile
+from vllm_litelvlm.pruning.base import Signal
+from vllm_litelvlm.pruning.registry import method_names
 
 PROMPT = "USER: <image>\nWhere is the red cup? ASSISTANT:"
 
@@ -97,6 +102,34 @@ def test_memory_profile_covers_the_costliest_request(
         ids = item[TEXT_IDS_FIELD].data
         assert ids.shape == (5, 77)
         assert len(ids.unique(dim=0)) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "methods"),
+    [
+        ({}, list(method_names())),
+        ({"methods": ["tome", "litelvlm"]}, ["tome", "litelvlm"]),
+        ({"method": "random", "request_options": False}, ["random"]),
+    ],
+)
+def test_memory_profile_runs_every_method_that_requests_may_name(
+    build: Any, options: dict[str, Any], methods: list[str]
+) -> None:
+    inputs = build(**options).get_dummy_mm_inputs({"image": 1})
+    [item] = inputs["mm_kwargs"]["image"]
+    pruner = WorkOrder.decode(item[ORDERS_FIELD].data).pruner
+    assert isinstance(pruner, Profile)
+    assert pruner.methods == methods
+    signals = random_signals([2])
+    assert pruner.needs <= {*signals.values, Signal.TOWER}
+    assert pruner.select(signals, 64).tokens.shape[1] == 64
+
+
+def test_request_cannot_name_the_memory_profile(
+    processor: Any, photographs: Sequence[Image.Image]
+) -> None:
+    with pytest.raises(VLLMValidationError, match="'method' is 'profile'; allowed"):
+        apply(processor, photographs[:1], {"method": "profile"})
 
 
 def test_guide_all_takes_the_latest_turns_when_there_are_too_many(

@@ -1,102 +1,363 @@
 """What every registered method promises, whatever it is."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
 import torch
+from torch import Tensor
 
-from tests.pruning.helpers import random_signals
+from tests.pruning.helpers import (
+    CLIP_LAYERS,
+    TEXT_SIGNALS,
+    made_up_tower,
+    random_signals,
+    with_values,
+    without_padding,
+)
 from vllm_litelvlm.options import OptionsError
-from vllm_litelvlm.pruning.base import Pruner, Selection, Signals
+from vllm_litelvlm.pruning.base import CLS, Pruner, Selection, Signal, Signals, keep
+from vllm_litelvlm.pruning.batch import needed_signals, prune
 from vllm_litelvlm.pruning.registry import build_pruner, method_names, pruner_class
 
 BUDGETS = [1, 2, 29, 58, 64, 128, 144, 192, 288, 575, 576]
+DEFAULTS = [build_pruner(name, {}) for name in method_names()]
 PRUNERS = [
-    *(build_pruner(name, {}) for name in method_names()),
+    *DEFAULTS,
     build_pruner("litelvlm", {"variant": "reference"}),
+    build_pruner("litelvlm", {"share": 0.0}),
     build_pruner("litelvlm", {"share": 0.05}),
+    build_pruner("litelvlm", {"share": 1.0}),
     build_pruner("litelvlm", {"context": False, "direction": "high"}),
     build_pruner("litelvlm", {"order": "context_first"}),
     build_pruner("context", {"variant": "reference"}),
     build_pruner("random", {"seed": 7}),
+    build_pruner("trim", {"direction": "low"}),
+    build_pruner("prumerge+", {"share": 0.0}),
+    build_pruner("prumerge+", {"share": 1.0}),
+    build_pruner("visionzip", {"share": 0.0}),
+    build_pruner("visionzip", {"share": 1.0}),
+    build_pruner("vispruner", {"share": 0.0}),
+    build_pruner("vispruner", {"share": 1.0}),
+]
+#: Methods that change no token, and those that change none of the patches that they keep.
+SELECTING = {
+    *("litelvlm", "random", "context", "cls-attention", "vispruner"),
+    *("divprune", "cdpruner", "keep-all"),
+}
+KEEPING = [p for p in PRUNERS if p.name in SELECTING | {"trim"}] + [
+    build_pruner("visionzip", {"share": 1.0})
 ]
 
-every_pruner = pytest.mark.parametrize(
-    "pruner", PRUNERS, ids=[f"{pruner.name}({pruner})" for pruner in PRUNERS]
-)
+
+def _each(pruners: list[Pruner]) -> pytest.MarkDecorator:
+    names = [f"{pruner.name}({pruner})" for pruner in pruners]
+    return pytest.mark.parametrize("pruner", pruners, ids=names)
 
 
-def _budget(pruner: Pruner, budget: int) -> int:
-    return 576 if pruner.name == "keep-all" else budget
+every_pruner = _each(PRUNERS)
 
 
-def _same(left: Selection, right: Selection) -> bool:
-    return torch.equal(left.indices, right.indices) and torch.equal(left.guided, right.guided)
+def _budget(pruner: Pruner, budget: int, patches: int = 576) -> int:
+    return patches if pruner.name == "keep-all" else budget
+
+
+def _only_what_is_needed(pruner: Pruner, signals: Signals) -> Signals:
+    """Without the signals that the method does not name, so that reading one is an error."""
+    return dataclasses.replace(
+        signals,
+        values={name: value for name, value in signals.values.items() if name in pruner.needs},
+        tower=signals.tower if Signal.TOWER in pruner.needs else None,
+    )
+
+
+def _assert_whole(selection: Selection, count: int, patches: int, like: Tensor) -> None:
+    """A batch's selection has ``count`` tokens an image, with proper and unique places."""
+    shape = (len(like), count)
+    assert selection.tokens.shape == (*shape, like.shape[-1])
+    assert selection.tokens.dtype == like.dtype
+    assert selection.indices.shape == selection.guided.shape == shape
+    assert selection.indices.dtype == torch.int64
+    assert selection.guided.dtype == torch.bool
+    assert selection.tokens.isfinite().all()
+    ascending = selection.indices.sort(dim=-1).values
+    assert (ascending.diff(dim=-1) > 0).all()  # unique
+    assert ascending.min() >= CLS
+    for indices in selection.indices.tolist():
+        behind = sum(index >= patches for index in indices)
+        assert indices[count - behind :] == list(range(patches, patches + behind))
+
+
+def _assert_same(left: Selection, right: Selection) -> None:
+    assert torch.equal(left.indices, right.indices)
+    assert torch.equal(left.guided, right.guided)
+    torch.testing.assert_close(left.tokens, right.tokens, rtol=1e-5, atol=1e-5)
+
+
+@_each(DEFAULTS)
+def test_every_budget_gives_the_promised_count_of_unique_tokens(pruner: Pruner) -> None:
+    """All budgets of LLaVA-1.5; where one takes long, every fourth and those near both ends."""
+    slow = pruner.name in ("cdpruner", "tome")
+    budgets = {*range(1, 33), *range(545, 577), *range(1, 577, 4 if slow else 1)}
+    signals = random_signals([2], width=4, layers=2)
+    features, needed = signals.patch_tokens, _only_what_is_needed(pruner, signals)
+    for budget in sorted({_budget(pruner, budget) for budget in budgets}):
+        assert pruner.output_count(budget) == budget
+        _assert_whole(pruner.select(needed, budget), budget, 576, features)
+
+
+@every_pruner
+@pytest.mark.parametrize("patches", [1, 4, 9, 64])
+def test_every_budget_of_small_images_gives_the_promised_count(
+    pruner: Pruner, patches: int
+) -> None:
+    signals = random_signals([1, 3], patches=patches)
+    features = signals.patch_tokens
+    for budget in sorted({_budget(pruner, budget, patches) for budget in range(1, patches + 1)}):
+        selection = pruner.select(_only_what_is_needed(pruner, signals), budget)
+        _assert_whole(selection, pruner.output_count(budget), patches, features)
 
 
 @every_pruner
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_selection_has_the_promised_count_of_unique_patches(pruner: Pruner, budget: int) -> None:
-    budget = _budget(pruner, budget)
-    for selection in pruner.select(random_signals([1, 2, 5]), [budget] * 3):
-        indices = selection.indices.tolist()
-        assert len(indices) == len(selection.guided) == pruner.output_count(budget)
-        assert len(set(indices)) == len(indices)
-        assert set(indices) <= set(range(576))
-        assert selection.indices.dtype == torch.int64
-        assert selection.guided.dtype == torch.bool
+def test_selection_has_the_promised_count_of_unique_tokens(pruner: Pruner, budget: int) -> None:
+    budget, signals = _budget(pruner, budget), random_signals([1, 2, 5])
+    selection = pruner.select(_only_what_is_needed(pruner, signals), budget)
+    _assert_whole(selection, pruner.output_count(budget), 576, signals.patch_tokens)
 
 
 @every_pruner
 def test_selection_is_deterministic_and_leaves_its_inputs_alone(pruner: Pruner) -> None:
     signals, untouched = random_signals([2, 1]), random_signals([2, 1])
-    budgets = [_budget(pruner, 64), _budget(pruner, 192)]
-    first, second = pruner.select(signals, budgets), pruner.select(signals, budgets)
-    assert all(map(_same, first, second))
-    for signal in pruner.needs:
-        assert torch.equal(signals[signal], untouched[signal])
+    assert signals.tower is not None
+    assert untouched.tower is not None
+    for budget in (_budget(pruner, 64), _budget(pruner, 192)):
+        first, second = pruner.select(signals, budget), pruner.select(signals, budget)
+        for name in ("tokens", "indices", "guided"):
+            assert torch.equal(getattr(first, name), getattr(second, name))
+    for signal, value in untouched.values.items():
+        assert torch.equal(signals[signal], value)
+    assert torch.equal(signals.tower.embed(), untouched.tower.embed())
 
 
 @every_pruner
 @pytest.mark.parametrize("images", [1, 3, 8])
 def test_selection_does_not_depend_on_batch_neighbours(pruner: Pruner, images: int) -> None:
-    text_counts = [1, 0, 5, 2, 3, 1, 2, 4][:images]
-    budgets = [_budget(pruner, budget) for budget in [64, 1, 192, 29, 128, 575, 2, 288][:images]]
-    signals = random_signals([*text_counts, 5])
-    signals = signals.rows(range(images))
-    together = pruner.select(signals, budgets)
-    for image, budget in enumerate(budgets):
-        alone = Signals(
-            images=1,
-            patches=576,
-            device=signals.device,
-            text_counts=[text_counts[image]],
-            similarity=signals.similarity[image : image + 1, : text_counts[image]].clone()
-            if signals.similarity is not None
-            else None,
-            context=signals.rows([image]).context,
-            context_normalised=signals.rows([image]).context_normalised,
-            cls_attention=signals.rows([image]).cls_attention,
+    text_counts = [1, 2, 5, 4, 3, 1, 2, 4][:images]
+    if not pruner.requires_text:
+        text_counts[1:2] = [0] * len(text_counts[1:2])
+    padded = random_signals([*text_counts, 5], seed=images).rows(range(images))
+    budget = _budget(pruner, 58)
+    together = pruner.select(padded, budget).unbind()
+    assert len(together) == images
+    for image, one in enumerate(together):
+        [alone] = pruner.select(without_padding(padded, image), budget).unbind()
+        _assert_same(alone, one)
+
+
+def test_mixed_methods_and_budgets_give_what_each_image_gets_alone() -> None:
+    pruners = [*PRUNERS, *PRUNERS[::-1]]
+    patches = 144
+    budgets = [
+        _budget(pruner, [36, 1, 100, 7, 143, 36][number % 6], patches)
+        for number, pruner in enumerate(pruners)
+    ]
+    text_counts = [1 + number % 4 for number in range(len(pruners))]
+    signals = random_signals(text_counts, patches=patches)
+    selections = prune(signals, pruners, budgets)
+    assert len(selections) == len(pruners)
+    for image, (pruner, budget) in enumerate(zip(pruners, budgets, strict=True)):
+        [alone] = pruner.select(without_padding(signals, image), budget).unbind()
+        assert len(selections[image].indices) == budget
+        _assert_same(selections[image], alone)
+
+
+def test_needed_signals_are_those_of_all_methods_together() -> None:
+    pruners = [build_pruner(name, {}) for name in ("trim", "visionzip", "tome")]
+    assert needed_signals(pruners) == {
+        *(Signal.FEATURES, Signal.SIMILARITY, Signal.CLS_ATTENTION),
+        *(Signal.KEYS, Signal.TOWER),
+    }
+    assert needed_signals([]) == frozenset()
+
+
+class Shortened(Pruner):
+    """Promises ``promised`` tokens more than the budget, and returns ``returned`` more."""
+
+    name: ClassVar[str] = "shortened"
+    paper: ClassVar[str] = "none"
+    promised: int = 0
+    returned: int = 0
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        return frozenset({Signal.FEATURES})
+
+    def output_count(self, budget: int) -> int:
+        return budget + self.promised
+
+    def select(self, signals: Signals, budget: int) -> Selection:
+        indices = torch.arange(budget + self.returned).expand(signals.images, -1)
+        return keep(signals, indices)
+
+
+class Forgetful(Shortened):
+    """Loses the last image of a batch."""
+
+    def select(self, signals: Signals, budget: int) -> Selection:
+        whole = super().select(signals, budget)
+        return Selection(whole.tokens[:-1], whole.indices[:-1], whole.guided[:-1])
+
+
+@pytest.mark.parametrize(
+    ("pruner", "found"),
+    [
+        (Shortened(promised=0, returned=-1), r"\[2, 8, 8\]; it promised \[2, 9\]"),
+        (Shortened(promised=0, returned=1), r"\[2, 10, 8\]; it promised \[2, 9\]"),
+        (Shortened(promised=2, returned=0), r"\[2, 9, 8\]; it promised \[2, 11\]"),
+        (Forgetful(), r"\[1, 9, 8\]; it promised \[2, 9\]"),
+    ],
+)
+def test_method_that_breaks_its_promise_is_named(pruner: Pruner, found: str) -> None:
+    signals = random_signals([1, 1, 1], patches=36)
+    with pytest.raises(RuntimeError, match=f"'shortened' returned tokens of shape {found}"):
+        prune(signals, [pruner, build_pruner("random", {}), pruner], [9, 9, 9])
+
+
+def test_method_may_promise_another_count_than_the_budget() -> None:
+    signals = random_signals([1], patches=36)
+    [selection] = prune(signals, [Shortened(promised=2, returned=2)], [9])
+    assert selection.indices.tolist() == list(range(11))
+
+
+@_each(KEEPING)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kept_tokens_are_the_features_at_their_indices(pruner: Pruner, dtype: torch.dtype) -> None:
+    signals = random_signals([1, 3], dtype=dtype)
+    selection = pruner.select(signals, _budget(pruner, 128))
+    for image, one in enumerate(selection.unbind()):
+        patches = one.indices < 576
+        assert patches.sum() >= 127
+        expected = signals[Signal.FEATURES][image, 1 + one.indices[patches]]
+        assert torch.equal(one.tokens[patches], expected)
+
+
+@every_pruner
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_features_give_nearly_the_tokens_of_float32(
+    pruner: Pruner, dtype: torch.dtype
+) -> None:
+    # Of one block: over many, half precision may merge others than float32 does.
+    half = random_signals([2, 1], dtype=dtype, layers=1)
+    assert half.tower is not None
+    full = with_values(half, {Signal.FEATURES: half[Signal.FEATURES].float()})
+    tower = dataclasses.replace(half.tower, embedded=half.tower.embed().float())
+    full = dataclasses.replace(full, tower=tower)
+    for budget in (_budget(pruner, 64), _budget(pruner, 300)):
+        found, expected = pruner.select(half, budget), pruner.select(full, budget)
+        _assert_whole(found, budget, 576, half.patch_tokens)
+        assert torch.equal(found.indices, expected.indices)
+        assert torch.equal(found.guided, expected.guided)
+        rounding = torch.finfo(dtype).eps
+        if pruner.name != "tome":  # computed in float32 and rounded once
+            assert torch.equal(found.tokens, expected.tokens.to(dtype))
+        torch.testing.assert_close(
+            found.tokens.float(), expected.tokens, rtol=rounding, atol=4 * rounding
         )
-        [selection] = pruner.select(alone, [budget])
-        assert _same(selection, together[image])
+
+
+@every_pruner
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_towers_of_any_depth_give_whole_selections(
+    pruner: Pruner, dtype: torch.dtype
+) -> None:
+    signals = random_signals([1], patches=144, dtype=dtype, layers=CLIP_LAYERS)
+    for budget in (_budget(pruner, 1, 144), _budget(pruner, 36, 144)):
+        _assert_whole(pruner.select(signals, budget), budget, 144, signals.patch_tokens)
 
 
 @every_pruner
 def test_batch_without_any_text_is_selected_by_the_rest(pruner: Pruner) -> None:
-    signals = random_signals([0, 0, 1]).rows([0, 1])
-    none = dataclasses.replace(signals, similarity=torch.empty(2, 0, 576))
-    budgets = [_budget(pruner, 64), _budget(pruner, 192)]
-    selections = pruner.select(none, budgets)
-    assert [len(selection.indices) for selection in selections] == budgets
-    assert all(map(_same, selections, pruner.select(signals, budgets)))
-    assert not any(selection.guided.any() for selection in selections)
+    if pruner.requires_text:
+        assert pruner.reads_text
+        return
+    padded = random_signals([0, 0, 1]).rows([0, 1])
+    bare = with_values(padded, {signal: torch.empty(2, 0, 576) for signal in TEXT_SIGNALS})
+    for budget in (_budget(pruner, 64), _budget(pruner, 192)):
+        selection = pruner.select(bare, budget)
+        _assert_whole(selection, budget, 576, bare.patch_tokens)
+        _assert_same(selection, pruner.select(padded, budget))
+        assert not selection.guided.any()
+
+
+def test_only_trim_of_the_built_in_methods_needs_a_text() -> None:
+    refusing = {pruner.name for pruner in PRUNERS if pruner.requires_text}
+    assert refusing & {"trim", "prumerge", "prumerge+", "visionzip", "tome", *SELECTING} == {"trim"}
 
 
 @every_pruner
 def test_budget_of_all_patches_keeps_them_all(pruner: Pruner) -> None:
-    for selection in pruner.select(random_signals([1, 3]), [576, 576]):
-        assert sorted(selection.indices.tolist()) == list(range(576))
+    signals = random_signals([1, 3])
+    selection = pruner.select(signals, 576)
+    _assert_whole(selection, 576, 576, signals.patch_tokens)
+    if pruner.name not in SELECTING:
+        return
+    for indices in selection.indices.tolist():
+        first_context = pruner.name == "litelvlm" and _order(pruner) != "raster"
+        assert (sorted(indices) if first_context else indices) == list(range(576))
+
+
+def _order(pruner: Pruner) -> str:
+    options = pruner.model_dump()
+    of_variant = "raster" if options["variant"] == "paper" else "context_first"
+    return str(options["order"] or of_variant)
+
+
+@every_pruner
+def test_only_methods_that_read_the_text_ask_for_its_scores(pruner: Pruner) -> None:
+    assert bool(pruner.needs & TEXT_SIGNALS) == pruner.reads_text
+
+
+#: What carries one vector a token; every other signal carries one score a patch.
+VECTORS = frozenset({Signal.FEATURES, Signal.PROJECTED, Signal.KEYS, Signal.LAST_KEYS})
+
+
+def _first_token(vectors: Tensor) -> Tensor:
+    return vectors[:, :1].expand_as(vectors).clone()
+
+
+def _tied(score: float) -> Callable[[Tensor], Tensor]:
+    return lambda scores: torch.full_like(scores, score)
+
+
+#: Which signals become what; FEATURES goes for the tower's own input too.
+DEGENERATE: dict[str, tuple[frozenset[Signal], Callable[[Tensor], Tensor]]] = {
+    "equal tokens": (frozenset({Signal.FEATURES, Signal.PROJECTED}), _first_token),
+    "equal keys": (frozenset({Signal.KEYS, Signal.LAST_KEYS}), _first_token),
+    "equal vectors": (VECTORS, _first_token),
+    "zero vectors": (VECTORS, torch.zeros_like),
+    "tied scores": (frozenset(Signal) - VECTORS, _tied(0.25)),
+    "zero scores": (frozenset(Signal) - VECTORS, torch.zeros_like),
+    "tied ones": (frozenset(Signal), torch.ones_like),
+    "all zero": (frozenset(Signal), torch.zeros_like),
+}
+
+
+@every_pruner
+@pytest.mark.parametrize("kind", DEGENERATE)
+def test_degenerate_inputs_give_whole_selections(pruner: Pruner, kind: str) -> None:
+    changed, change = DEGENERATE[kind]
+    signals = random_signals([1, 3], patches=144, layers=4)
+    assert signals.tower is not None
+    if Signal.FEATURES in changed:
+        tower = dataclasses.replace(signals.tower, embedded=change(signals.tower.embed()))
+        signals = dataclasses.replace(signals, tower=tower)
+    values = {s: change(value) for s, value in signals.values.items() if s in changed}
+    signals = with_values(signals, values)
+    for budget in sorted({_budget(pruner, budget, 144) for budget in (1, 2, 36, 100, 143, 144)}):
+        selection = pruner.select(signals, budget)
+        _assert_whole(selection, budget, 144, signals.patch_tokens)
 
 
 @every_pruner
@@ -107,6 +368,7 @@ def test_hidden_states_of_any_dtype_give_full_selections(
     from transformers import CLIPVisionConfig
 
     from vllm_litelvlm.vision.clip import ClipScorer
+    from vllm_litelvlm.vision.seen import Seen
 
     config = CLIPVisionConfig(
         hidden_size=32, num_attention_heads=2, num_hidden_layers=3, image_size=336, patch_size=14
@@ -114,18 +376,21 @@ def test_hidden_states_of_any_dtype_give_full_selections(
     torch.manual_seed(0)
     scorer = ClipScorer(config, projection_dim=16)
     hidden, feature_input = torch.randn(2, 2, 577, 32).to(dtype)
+    seen = Seen(
+        images=2,
+        patches=576,
+        device=hidden.device,
+        hidden=hidden,
+        feature_input=feature_input,
+        projected=torch.randn(2, 576, 48).to(dtype),
+        tower=made_up_tower(2, width=32, layers=2, dtype=dtype),
+    )
     texts = [torch.randn(2, 16), torch.randn(1, 16)]
-    signals = scorer.signals(hidden, feature_input, texts, pruner.needs)
-    for signal in pruner.needs:
+    signals = scorer.signals(seen, texts, pruner.needs)
+    for signal in pruner.needs - {Signal.FEATURES, Signal.TOWER}:
         assert signals[signal].dtype == torch.float32
     budget = _budget(pruner, 64)
-    for selection in pruner.select(signals, [budget, budget]):
-        assert len(set(selection.indices.tolist())) == budget
-
-
-@every_pruner
-def test_only_methods_that_read_the_text_ask_for_similarity(pruner: Pruner) -> None:
-    assert ("similarity" in pruner.needs) == pruner.reads_text
+    _assert_whole(pruner.select(signals, budget), budget, 576, hidden)
 
 
 def test_unknown_method_is_refused_by_naming_those_there_are() -> None:
@@ -135,20 +400,23 @@ def test_unknown_method_is_refused_by_naming_those_there_are() -> None:
 
 def test_random_draws_differ_by_seed_and_nest_by_budget() -> None:
     signals = random_signals([1])
-    [small] = build_pruner("random", {"seed": 1}).select(signals, [64])
-    [large] = build_pruner("random", {"seed": 1}).select(signals, [128])
-    [other] = build_pruner("random", {"seed": 2}).select(signals, [64])
-    assert set(small.indices.tolist()) < set(large.indices.tolist())
-    assert set(small.indices.tolist()) != set(other.indices.tolist())
+
+    def draw(seed: int, budget: int) -> set[int]:
+        [indices] = build_pruner("random", {"seed": seed}).select(signals, budget).indices.tolist()
+        return set(indices)
+
+    assert draw(1, 64) < draw(1, 128)
+    assert draw(1, 64) != draw(2, 64)
 
 
 @pytest.mark.parametrize(
-    ("name", "signal"), [("context", "context"), ("cls-attention", "cls_attention")]
+    ("name", "signal"),
+    [("context", Signal.CONTEXT), ("cls-attention", Signal.CLS_ATTENTION)],
 )
-def test_score_methods_keep_the_highest_in_raster_order(name: str, signal: str) -> None:
+def test_score_methods_keep_the_highest_in_raster_order(name: str, signal: Signal) -> None:
     signals = random_signals([1])
-    scores = getattr(signals, signal)[0].tolist()
-    [selection] = build_pruner(name, {}).select(signals, [50])
+    scores = signals[signal][0].tolist()
+    selection = build_pruner(name, {}).select(signals, 50)
     expected = sorted(sorted(range(576), key=lambda patch: -scores[patch])[:50])
-    assert selection.indices.tolist() == expected
+    assert selection.indices.tolist() == [expected]
     assert not selection.guided.any()

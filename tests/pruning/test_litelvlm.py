@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.pruning.helpers import random_signals
-from vllm_litelvlm.pruning.base import Signals
+from tests.pruning.helpers import random_signals, with_values
+from vllm_litelvlm.pruning.base import Selection, Signal, Signals
+from vllm_litelvlm.pruning.batch import prune
 from vllm_litelvlm.pruning.registry import build_pruner
 
 
@@ -79,36 +80,37 @@ def test_selection_equals_the_re_derivation(
 ) -> None:
     seed = CASES.index((options, text_counts, budgets))
     signals = random_signals(text_counts, seed=seed)
-    assert signals.similarity is not None
-    context = signals.context if options["variant"] == "paper" else signals.context_normalised
-    assert context is not None
-    selections = build_pruner("litelvlm", options).select(signals, budgets)
-    for image, selection in enumerate(selections):
+    paper, pruner = options["variant"] == "paper", build_pruner("litelvlm", options)
+    context = signals[Signal.CONTEXT if paper else Signal.CONTEXT_NORMALISED]
+
+    def assert_expected(selection: Selection, image: int, budget: int) -> None:
+        similarity = signals[Signal.SIMILARITY][image, : text_counts[image]]
         kept, chosen = expected_selection(
-            signals.similarity[image, : text_counts[image]].tolist(),
-            context[image].tolist(),
-            budgets[image],
-            options,
+            similarity.tolist(), context[image].tolist(), budget, options
         )
         assert selection.indices.tolist() == kept
         assert selection.guided.tolist() == [patch in chosen for patch in kept]
 
+    for image, selection in enumerate(pruner.select(signals, budgets[0]).unbind()):
+        assert_expected(selection, image, budgets[0])
+    for image, selection in enumerate(prune(signals, [pruner] * 3, budgets)):
+        assert_expected(selection, image, budgets[image])
+
 
 def _signals(similarity: list[list[float]], context: list[float]) -> Signals:
-    return Signals(
-        images=1,
-        patches=len(context),
-        device=torch.device("cpu"),
-        text_counts=[len(similarity)],
-        similarity=torch.tensor([similarity]),
-        context=torch.tensor([context]),
-        context_normalised=torch.tensor([context]),
+    return with_values(
+        random_signals([len(similarity)], patches=len(context)),
+        {
+            Signal.SIMILARITY: torch.tensor([similarity]),
+            Signal.CONTEXT: torch.tensor([context]),
+            Signal.CONTEXT_NORMALISED: torch.tensor([context]),
+        },
     )
 
 
 def _kept(signals: Signals, budget: int, **options: Any) -> list[int]:
-    [selection] = build_pruner("litelvlm", options).select(signals, [budget])
-    return list(selection.indices.tolist())
+    [kept] = build_pruner("litelvlm", options).select(signals, budget).indices.tolist()
+    return list(kept)
 
 
 def test_one_text_keeps_half_by_similarity_and_half_by_context() -> None:
@@ -118,9 +120,9 @@ def test_one_text_keeps_half_by_similarity_and_half_by_context() -> None:
 
 def test_half_a_token_rounds_up() -> None:
     signals = _signals([[5.0, 1.0, 4.0, 0.0, 3.0, 2.0]], [0.9, 0.1, 0.8, 0.2, 0.3, 0.4])
-    [selection] = build_pruner("litelvlm", {}).select(signals, [3])
+    selection = build_pruner("litelvlm", {}).select(signals, 3)
     assert selection.guided.sum() == 2  # 1.5
-    [selection] = build_pruner("litelvlm", {"share": 0.05}).select(signals, [3])
+    selection = build_pruner("litelvlm", {"share": 0.05}).select(signals, 3)
     assert selection.guided.sum() == 1  # 0.15, but at least one
 
 

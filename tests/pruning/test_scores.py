@@ -39,6 +39,19 @@ def expected_attention(query: list[float], keys: Matrix, heads: int) -> list[flo
     return [math.fsum(token) / heads for token in zip(*each, strict=True)][1:]  # without [CLS]
 
 
+def context(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Equation 5 from a query, keys and values; a constant on the logits changes nothing."""
+    logits = torch.einsum("iw,ipw->ip", query, keys) / keys.shape[-1] ** 0.5
+    return context_score(logits + 7, values.norm(dim=-1))
+
+
+def attention(query: torch.Tensor, keys: torch.Tensor, heads: int) -> torch.Tensor:
+    """The attention of a query to keys, by head; a constant on a head's logits changes nothing."""
+    by_head = query.unflatten(-1, (heads, -1)), keys.unflatten(-1, (heads, -1))
+    logits = torch.einsum("ihd,ithd->iht", *by_head) * by_head[0].shape[-1] ** -0.5
+    return cls_attention(logits + torch.arange(heads)[:, None])
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(7)
@@ -50,7 +63,7 @@ def test_context_score_is_equation_5(
 ) -> None:
     query = torch.randn(images, width, generator=generator)
     keys, values = torch.randn(2, images, patches, width, generator=generator)
-    scores = context_score(query, keys, values)
+    scores = context(query, keys, values)
     assert scores.dtype == torch.float32
     expected = [
         expected_context(*arguments)
@@ -66,13 +79,13 @@ def test_context_score_by_hand() -> None:
     query = torch.tensor([[2.0, 0.0, 0.0, 0.0]])
     keys = torch.tensor([[[math.log(3), 9.0, 9.0, 9.0], [0.0, 1.0, 2.0, 3.0]]])
     values = torch.tensor([[[3.0, 0.0, -4.0, 0.0], [1.0, 1.0, -1.0, 1.0]]])
-    torch.testing.assert_close(context_score(query, keys, values), torch.tensor([[3.75, 0.5]]))
+    torch.testing.assert_close(context(query, keys, values), torch.tensor([[3.75, 0.5]]))
 
 
 def test_context_score_survives_large_logits() -> None:
     query = torch.full((1, 4), 300.0)
     keys = torch.tensor([[[300.0] * 4, [299.0] * 4, [-300.0] * 4]])
-    scores = context_score(query, keys, torch.ones(1, 3, 4))
+    scores = context(query, keys, torch.ones(1, 3, 4))
     torch.testing.assert_close(scores, torch.tensor([[2.0, 0.0, 0.0]]))
 
 
@@ -83,8 +96,8 @@ def test_context_ranks_alike_with_the_softmax_over_all_and_over_the_non_retained
     keys, values = torch.randn(2, 1, 60, 16, generator=generator)
     retained = set(random.Random(3).sample(range(60), 20))
     others = [patch for patch in range(60) if patch not in retained]
-    over_all = context_score(query, keys, values)[0, others]
-    over_others = context_score(query, keys[:, others], values[:, others])[0]
+    over_all = context(query, keys, values)[0, others]
+    over_others = context(query, keys[:, others], values[:, others])[0]
     assert not torch.allclose(over_all, over_others)  # other numbers,
     assert over_all.argsort().tolist() == over_others.argsort().tolist()  # the same order
 
@@ -125,7 +138,7 @@ def test_cls_attention_is_the_mean_over_heads_without_cls_itself(
 ) -> None:
     query = torch.randn(images, 16, generator=generator)
     keys = torch.randn(images, 1 + patches, 16, generator=generator)
-    found = cls_attention(query, keys, heads)
+    found = attention(query, keys, heads)
     assert found.shape == (images, patches)
     expected = [
         expected_attention(*both, heads)
@@ -139,4 +152,4 @@ def test_cls_attention_leaves_to_cls_what_it_does_not_give_to_patches(
 ) -> None:
     query = torch.zeros(1, 16)
     keys = torch.randn(1, 5, 16, generator=generator)
-    torch.testing.assert_close(cls_attention(query, keys, 4), torch.full((1, 4), 0.2))
+    torch.testing.assert_close(attention(query, keys, 4), torch.full((1, 4), 0.2))

@@ -17,7 +17,7 @@ from vllm_litelvlm.options import (
     parse_server_options,
 )
 from vllm_litelvlm.plugin.plan import Plan
-from vllm_litelvlm.pruning.registry import build_pruner
+from vllm_litelvlm.pruning.registry import build_pruner, pruner_class
 from vllm_litelvlm.vision.checkpoint import check_tower, default_clip_model, read_clip_config
 
 #: Attribute of the model's Hugging Face configuration. Plain JSON: vLLM hashes and pickles it.
@@ -111,6 +111,8 @@ def _check_engine(vllm_config: VllmConfig) -> None:
 
 def _check_defaults(server: ServerOptions, patches: int) -> None:
     """A default that every request would be refused for is an error at start."""
+    for method in server.methods or ():
+        pruner_class(method)  # one that is unknown is refused
     defaults = server.defaults
     build_pruner(defaults.method, defaults.parameters, (*COMMON_OPTIONS, *SERVER_OPTIONS))
     server.check_request(defaults, Plan.decide(defaults, patches).budget)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from vllm_litelvlm import __version__
 from vllm_litelvlm.options import PruningOptions
+from vllm_litelvlm.plugin.profile import Profile
 from vllm_litelvlm.pruning.base import Pruner
-from vllm_litelvlm.pruning.keep_all import KeepAll
-from vllm_litelvlm.pruning.registry import build_pruner
+from vllm_litelvlm.pruning.registry import build_pruner, method_version, settle
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,17 @@ class Plan:
     def decide(cls, options: PruningOptions, patches: int) -> "Plan":
         """Settle a request's options, for images of ``patches`` tokens; texts are still to come.
 
-        What has no influence is left out, so that it does not split the caches: a budget of all
-        tokens is keep-all whatever the method. Raises OptionsError for what is not allowed.
+        What has no influence is left out, so that it does not split the caches. Raises
+        OptionsError for what is not allowed.
         """
-        pruner = build_pruner(options.method, options.parameters)
-        budget = options.budget_tokens(patches)
-        if budget == patches or isinstance(pruner, KeepAll):
-            return cls(KeepAll.name, {}, patches)
-        return cls(pruner.name, pruner.model_dump(), budget)
+        pruner, budget = settle(options, patches)
+        version = method_version(pruner.name)
+        return cls(pruner.name, pruner.model_dump(), budget, version=version)
 
     @property
     def pruner(self) -> Pruner:
         """The method with its parameters."""
-        return build_pruner(self.method, self.parameters)
+        return _pruner(self.method, self.parameters)
 
     def to_json(self) -> str:
         """Canonical form: equal plans, equal strings."""
@@ -83,4 +81,11 @@ class WorkOrder:
 @lru_cache(maxsize=1024)
 def _work_order(data: bytes) -> WorkOrder:
     order = json.loads(data)
-    return WorkOrder(build_pruner(order["method"], order["parameters"]), order["budget"])
+    return WorkOrder(_pruner(order["method"], order["parameters"]), order["budget"])
+
+
+def _pruner(method: str, parameters: Mapping[str, Any]) -> Pruner:
+    """A registered method, or the one that no request can name."""
+    if method == Profile.name:
+        return Profile.model_validate(parameters)
+    return build_pruner(method, parameters)

@@ -27,7 +27,8 @@ from vllm_litelvlm.plugin.chat_templates import templates_in_use
 from vllm_litelvlm.plugin.config import guidance_config
 from vllm_litelvlm.plugin.instruction import InstructionReader
 from vllm_litelvlm.plugin.plan import Plan, WorkOrder
-from vllm_litelvlm.pruning.registry import pruner_class
+from vllm_litelvlm.plugin.profile import Profile
+from vllm_litelvlm.pruning.registry import method_names, pruner_class
 from vllm_litelvlm.vision.text import ClipTextTokenizer
 
 ORDERS_FIELD = "litelvlm_orders"
@@ -107,23 +108,28 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
             turns = self._instruction_reader.user_turns(inputs.prompt, templates)
             wanted = {"last": turns[-1:], "first": turns[:1], "all": turns}[options.guide]
             texts = tuple(turn for turn in wanted if turn)[-self._guidance.server.max_texts :]
+        if not texts and pruner_class(plan.method).requires_text:
+            raise OptionsError(
+                f"litelvlm option 'method' is {plan.method!r}, which chooses by the text alone, "
+                "but the request has none; write one, name it in 'texts', or choose another method."
+            )
         return dataclasses.replace(plan, texts=texts)
 
     def get_dummy_inputs(self, *args: object, **kwargs: object) -> ProcessorInputs:
         """The costliest request that the server allows, for vLLM's memory profile.
 
-        As many tokens as a request may ask for, scored with the largest number of full-length
-        texts.
+        As many tokens as a request may ask for, by every method that requests may name, scored
+        with the largest number of full-length texts.
         """
         inputs = super().get_dummy_inputs(*args, **kwargs)
         server = self._guidance.server
-        method = server.defaults.method
-        if not pruner_class(method).reads_text:
-            method = PruningOptions().method
+        methods = [server.defaults.method]
+        if server.request_options:
+            methods = [*(server.methods or method_names())]
         budget = min(self._patches, server.max_budget or self._patches)
         filler = " a" * (self._guidance.text_tokens - 6)  # start, end, and four digits
         texts = tuple(f"{number:04d}{filler}" for number in range(server.max_texts))
-        plan = Plan(method, {}, budget, texts)
+        plan = Plan(Profile.name, {"methods": methods}, budget, texts)
         return dataclasses.replace(inputs, hf_processor_mm_kwargs={OPTIONS_KEY: plan})
 
     def _call_hf_processor(

@@ -1,15 +1,15 @@
 """The contract between methods and whoever serves them.
 
-A method is a frozen options object (:class:`Pruner`) that turns :class:`Signals`, the scores of
-a batch of images, into one :class:`Selection` an image. It names the signals that it needs, so
-that nothing else is computed, and it never changes its inputs.
+A method is a frozen options object (:class:`Pruner`) that turns :class:`Signals`, what is known of
+a batch of images, into a :class:`Selection`, the tokens that the language model gets. It names the
+signals that it needs, so that nothing else is computed, and it never changes its inputs.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from pydantic import Field
@@ -17,76 +17,162 @@ from torch import Tensor
 
 from vllm_litelvlm.options import StrictModel
 
+#: The place of [CLS] in :attr:`Selection.indices`: before every patch.
+CLS = -1
+
 
 class Signal(StrEnum):
-    """A score of patch tokens that a method can ask for."""
+    """What a method can ask for. Patches are in raster order; float32 unless said otherwise.
 
+    "The last layer" is the tower's last (23 of CLIP-L's 24, counted from 0), which LLaVA does not
+    run; "the feature layer" is the one before, whose output LLaVA reads.
+    """
+
+    #: Output of the feature layer, [images, 1 + patches, width], [CLS] first, the tower's dtype.
+    FEATURES = "features"
+    #: The patches behind the projector, [images, patches, width of the language model].
+    PROJECTED = "projected"
+    #: Eq. 4: dot product of aligned patches and texts, [images, texts, patches].
     SIMILARITY = "similarity"
+    #: The same with both sides normalised to length 1.
+    COSINE = "cosine"
+    #: Eq. 5 in the last layer, [images, patches].
     CONTEXT = "context"
+    #: Eq. 5 with query and keys normalised to length 1.
     CONTEXT_NORMALISED = "context_normalised"
+    #: Attention of [CLS] to the patches in the feature layer, mean over heads, [images, patches].
     CLS_ATTENTION = "cls_attention"
+    #: Keys of the patches in the feature layer, mean over heads, [images, patches, head width].
+    KEYS = "keys"
+    #: Attention of [CLS] to the patches in the last layer as one head of full width,
+    #: [images, patches].
+    LAST_ATTENTION = "last_attention"
+    #: Keys of the patches in the last layer, [images, patches, width].
+    LAST_KEYS = "last_keys"
+    #: The tower itself (:attr:`Signals.tower`), for methods that work between its blocks.
+    TOWER = "tower"
+
+
+#: Those with a row a text, [images, texts, patches].
+TEXT_SIGNALS = frozenset({Signal.SIMILARITY, Signal.COSINE})
+
+
+class Tower(Protocol):
+    """The blocks of a vision tower up to the feature layer, on the images of a batch."""
+
+    @property
+    def layers(self) -> int:
+        """How many blocks run."""
+
+    def rows(self, images: Sequence[int]) -> "Tower":
+        """The same tower on some of the images, in the order given."""
+
+    def embed(self) -> Tensor:
+        """The first block's input, [images, 1 + patches, width]."""
+
+    def attend(self, layer: int, hidden: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """The attention half of a block, residual included, and its keys.
+
+        ``sizes``, float32 [images, tokens], says of how many patches each token is made; their
+        logarithms are added to the attention logits. Keys are means over heads, float32 [images,
+        tokens, head width].
+        """
+
+    def feed_forward(self, layer: int, hidden: Tensor) -> Tensor:
+        """The other half of a block, residual included."""
 
 
 @dataclass(frozen=True)
 class Signals:
-    """Scores of ``images`` images with ``patches`` patch tokens each, float32 on one device.
+    """What is known of ``images`` images of ``patches`` patch tokens each, on one device.
 
-    ``similarity`` is [images, texts, patches], where ``texts`` is the largest number of texts in
-    the batch; rows past an image's own ``text_counts`` entry are padding. The others are
-    [images, patches]. A signal that no method of the batch needs is None.
+    ``values`` holds the computed signals. Text signals have as many rows as the image with the
+    most texts in the batch; rows past an image's own ``text_counts`` entry are padding.
     """
 
     images: int
     patches: int
     device: torch.device
     text_counts: Sequence[int]
-    similarity: Tensor | None = None
-    context: Tensor | None = None
-    context_normalised: Tensor | None = None
-    cls_attention: Tensor | None = None
+    values: Mapping[Signal, Tensor] = field(default_factory=dict)
+    tower: Tower | None = None
 
     def __getitem__(self, signal: Signal) -> Tensor:
-        tensor = getattr(self, signal.value)
-        assert isinstance(tensor, Tensor), f"signal {signal} was not computed"
-        return tensor
+        assert signal in self.values, f"signal {signal} was not computed"
+        return self.values[signal]
 
     def rows(self, images: Sequence[int]) -> "Signals":
         """The signals of some of the images, in the order given."""
         if list(images) == list(range(self.images)):
             return self
         index = to_device(list(images), self.device)
-        chosen = {
-            signal.value: tensor.index_select(0, index)
-            for signal in Signal
-            if (tensor := getattr(self, signal.value)) is not None
-        }
-        counts = [self.text_counts[image] for image in images]
-        return Signals(len(counts), self.patches, self.device, counts, **chosen)
+        values = {name: value.index_select(0, index) for name, value in self.values.items()}
+        text_counts = [self.text_counts[image] for image in images]
+        most = max(text_counts, default=0)
+        for name in TEXT_SIGNALS & values.keys():
+            values[name] = values[name][:, :most]
+        return Signals(
+            images=len(images),
+            patches=self.patches,
+            device=self.device,
+            text_counts=text_counts,
+            values=values,
+            tower=self.tower.rows(images) if self.tower is not None else None,
+        )
+
+    @property
+    def patch_tokens(self) -> Tensor:
+        """Features of the patches alone, [images, patches, width], the tower's dtype."""
+        return self[Signal.FEATURES][:, 1:]
+
+    @property
+    def text_mask(self) -> Tensor:
+        """Which rows of a text signal are an image's own, bool [images, most texts, 1]."""
+        counts = to_device(list(self.text_counts), self.device)
+        numbers = torch.arange(max(self.text_counts, default=0), device=self.device)
+        return (numbers < counts[:, None])[:, :, None]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The kept tokens of one image.
+    """The tokens of a batch of images, in the order in which the language model gets them.
 
-    ``indices`` int64 [kept]: patch indices in the order in which the language model gets them.
-    ``guided`` bool [kept]: whether similarity to the text chose the token (red in the paper's
-    Figure 5) or something else did (green).
+    ``tokens`` [images, kept, width]: in the feature space and dtype of ``Signal.FEATURES``.
+    ``indices`` int64 [images, kept]: whose place each token takes. A kept or merged token has the
+    index of a patch, [CLS] has :data:`CLS`, and a token that stands for many patches and follows
+    the image has the number of patches (a second one that plus 1, and so on). No two tokens of an
+    image have the same.
+    ``guided`` bool [images, kept]: whether the text had a say in the token's choice (red in the
+    paper's Figure 5) or not (green).
     """
 
+    tokens: Tensor
     indices: Tensor
     guided: Tensor
+
+    def unbind(self) -> "list[Selection]":
+        """One selection an image, each without the leading dimension."""
+        return [
+            Selection(*one)
+            for one in zip(
+                self.tokens.unbind(), self.indices.unbind(), self.guided.unbind(), strict=True
+            )
+        ]
 
 
 class Pruner(StrictModel):
     """A pruning method; its fields are its options.
 
-    Implementations are batched over images with different budgets and numbers of texts, give an
-    output whose length depends on the budget alone, and never make the host wait for the device.
+    Implementations give an output whose length depends on the budget alone, treat every image of
+    a batch as if it were alone, and never make the host wait for the device.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
+    #: Whether the text has a say. What is not read is left out of the cache identity.
     reads_text: ClassVar[bool] = False
+    #: Whether the method means nothing without a text, so that a request without one is refused.
+    requires_text: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -94,32 +180,45 @@ class Pruner(StrictModel):
         """The signals that :meth:`select` reads."""
 
     def output_count(self, budget: int) -> int:
-        """How many tokens an image keeps; the prompt and the model both call this."""
+        """How many tokens an image gets; the prompt and the model both call this."""
         return budget
 
     @abstractmethod
-    def select(self, signals: Signals, budgets: Sequence[int]) -> list[Selection]:
-        """Choose ``output_count(budgets[i])`` tokens of image ``i``, for every image.
+    def select(self, signals: Signals, budget: int) -> Selection:
+        """Give every image of the batch ``output_count(budget)`` tokens.
 
-        ``budgets`` holds one token count an image, each from 1 to ``signals.patches``.
+        ``budget`` is from 1 to ``signals.patches``.
         """
 
 
-class ScorePruner(Pruner):
-    """A method that keeps the tokens with the highest of one score, in raster order."""
+def keep(signals: Signals, indices: Tensor, guided: Tensor | None = None) -> Selection:
+    """The patches at ``indices``, int64 [images, kept], as they are; none guided by default."""
+    if guided is None:
+        guided = torch.zeros_like(indices, dtype=torch.bool)
+    return Selection(take(signals.patch_tokens, indices), indices, guided)
 
-    @abstractmethod
-    def score(self, signals: Signals) -> Tensor:
-        """The score, float32 [images, patches]."""
 
-    def select(self, signals: Signals, budgets: Sequence[int]) -> list[Selection]:
-        """Keep the highest; ties go to the lower patch index."""
-        ranked = torch.sort(self.score(signals), dim=-1, descending=True, stable=True).indices
-        nobody = torch.zeros(signals.patches, dtype=torch.bool, device=signals.device)
-        return [
-            Selection(torch.sort(row[:budget]).values, nobody[:budget])
-            for row, budget in zip(ranked, budgets, strict=True)
-        ]
+def append(selection: Selection, token: Tensor, place: int) -> Selection:
+    """Put one token, [images, 1, width], behind each image's; nothing guided it."""
+    behind = selection.indices.new_full((len(token), 1), place)
+    return Selection(
+        torch.cat([selection.tokens, token], dim=1),
+        torch.cat([selection.indices, behind], dim=1),
+        torch.cat([selection.guided, torch.zeros_like(behind, dtype=torch.bool)], dim=1),
+    )
+
+
+def take(rows: Tensor, indices: Tensor) -> Tensor:
+    """``rows[image, indices[image]]`` for every image.
+
+    Args:
+        rows: [images, patches, width].
+        indices: int64 [images, kept].
+
+    Returns:
+        [images, kept, width].
+    """
+    return rows.gather(1, indices[:, :, None].expand(-1, -1, rows.shape[-1]))
 
 
 def to_device(numbers: Sequence[int], device: torch.device) -> Tensor:

@@ -4,14 +4,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vllm_litelvlm.pruning.base import ScorePruner, Signal, Signals
+from vllm_litelvlm.pruning.base import Signal, Signals
+from vllm_litelvlm.pruning.score import ScorePruner
 
 
 class ClsAttention(ScorePruner):
     """The tokens that [CLS] attends to most, mean over heads, in raster order.
 
-    The attention is that of the last layer which the tower runs (layer 22 of 24, counted from 0),
-    the one whose output LLaVA reads, as in VisionZip and VisPruner.
+    The attention is that of the feature layer, the last which the tower runs (22 of CLIP-L's 24,
+    counted from 0), as in VisionZip and VisPruner.
     """
 
     name: ClassVar[str] = "cls-attention"
@@ -20,7 +21,7 @@ class ClsAttention(ScorePruner):
     @property
     def needs(self) -> frozenset[Signal]:
         """The attention of [CLS]."""
-        return frozenset({Signal.CLS_ATTENTION})
+        return frozenset({Signal.FEATURES, Signal.CLS_ATTENTION})
 
     def score(self, signals: Signals) -> Tensor:
         """Attention probabilities, mean over heads."""

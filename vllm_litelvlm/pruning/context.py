@@ -5,7 +5,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from vllm_litelvlm.pruning.base import ScorePruner, Signal, Signals
+from vllm_litelvlm.pruning.base import Signal, Signals
+from vllm_litelvlm.pruning.score import ScorePruner
 
 
 class ContextOnly(ScorePruner):
@@ -21,7 +22,7 @@ class ContextOnly(ScorePruner):
     @property
     def needs(self) -> frozenset[Signal]:
         """The context score in the variant's form."""
-        return frozenset({context_signal(self.variant)})
+        return frozenset({Signal.FEATURES, context_signal(self.variant)})
 
     def score(self, signals: Signals) -> Tensor:
         """Eq. 5."""

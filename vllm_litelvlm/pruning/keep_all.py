@@ -1,11 +1,10 @@
 """No pruning: the yardstick of every table."""
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 
-from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals
+from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, keep
 
 
 class KeepAll(Pruner):
@@ -16,11 +15,10 @@ class KeepAll(Pruner):
 
     @property
     def needs(self) -> frozenset[Signal]:
-        """Nothing."""
-        return frozenset()
+        """Nothing but the tokens themselves."""
+        return frozenset({Signal.FEATURES})
 
-    def select(self, signals: Signals, budgets: Sequence[int]) -> list[Selection]:
+    def select(self, signals: Signals, budget: int) -> Selection:
         """Every index; the caller passes the number of patches as the budget."""
         everything = torch.arange(signals.patches, device=signals.device)
-        nobody = torch.zeros(signals.patches, dtype=torch.bool, device=signals.device)
-        return [Selection(everything, nobody) for _ in budgets]
+        return keep(signals, everything.expand(signals.images, -1))

@@ -1,15 +1,14 @@
 """LiteLVLM: tokens least similar to the text, then those that contribute most to [CLS]."""
 
-import math
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, to_device
+from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, keep, to_device
 from vllm_litelvlm.pruning.context import context_signal
+from vllm_litelvlm.pruning.ranking import highest, part, ranks, raster
 
 
 class LiteLVLM(Pruner):
@@ -57,59 +56,46 @@ class LiteLVLM(Pruner):
     @property
     def needs(self) -> frozenset[Signal]:
         """Similarity, and the context score in the variant's form."""
-        return frozenset({Signal.SIMILARITY, context_signal(self.variant)})
+        return frozenset({Signal.FEATURES, Signal.SIMILARITY, context_signal(self.variant)})
 
-    def select(self, signals: Signals, budgets: Sequence[int]) -> list[Selection]:
+    def select(self, signals: Signals, budget: int) -> Selection:
         """S first, then the context tokens, then the order that the language model gets."""
-        guided = self._similarity_set(signals, budgets)
+        guided = self._similarity_set(signals, budget)
         context = signals[context_signal(self.variant)]
         # Members of S sort above every context score, in raster order: one sort, fixed length.
-        ranked = torch.sort(
-            context.masked_fill(guided, torch.inf), dim=-1, descending=True, stable=True
-        ).indices
-        order = self.order or ("raster" if self.variant == "paper" else "context_first")
-        selections = []
-        for image, budget in enumerate(budgets):
-            kept = ranked[image, :budget]
-            is_guided = guided[image].gather(0, kept)
-            if order == "raster":
-                kept, position = torch.sort(kept)
-            else:  # False sorts before True, and a stable sort keeps the score order within each
-                position = torch.sort(is_guided.to(torch.uint8), stable=True).indices
-                kept = kept.gather(0, position)
-            selections.append(Selection(kept, is_guided.gather(0, position)))
-        return selections
+        kept = highest(context.masked_fill(guided, torch.inf), budget)
+        by_text = guided.gather(1, kept)
+        if (self.order or ("raster" if self.variant == "paper" else "context_first")) == "raster":
+            kept = raster(kept)
+        else:  # False sorts before True, and a stable sort keeps the score order within each
+            kept = kept.gather(1, torch.sort(by_text.to(torch.uint8), dim=-1, stable=True).indices)
+        return keep(signals, kept, guided.gather(1, kept))
 
-    def _similarity_set(self, signals: Signals, budgets: Sequence[int]) -> Tensor:
+    def _similarity_set(self, signals: Signals, budget: int) -> Tensor:
         """Members of S, bool [images, patches]."""
         key = self._key(signals)
-        sizes = [
-            self._fixed_size(budget, texts)
-            for budget, texts in zip(budgets, signals.text_counts, strict=True)
-        ]
+        sizes = [self._fixed_size(budget, texts) for texts in signals.text_counts]
         # Adaptive images compare the key itself; the others their place in the key's order.
-        place = _ranks(key)
         adaptive = to_device([size is None for size in sizes], signals.device).bool()
         bounds = to_device(
             [
                 self._adaptive_bound(budget, texts) if size is None else size
-                for size, budget, texts in zip(sizes, budgets, signals.text_counts, strict=True)
+                for size, texts in zip(sizes, signals.text_counts, strict=True)
             ],
             signals.device,
         )
-        return torch.where(adaptive[:, None], key, place) < bounds[:, None]
+        return torch.where(adaptive[:, None], key, ranks(key)) < bounds[:, None]
 
     def _key(self, signals: Signals) -> Tensor:
         """Worst or best rank over an image's own texts, int64 [images, patches]."""
         similarity = signals[Signal.SIMILARITY]
         if similarity.shape[1] == 0:  # no image of the batch has a text, so no S has members
             return similarity.new_zeros(signals.images, signals.patches, dtype=torch.int64)
-        ranks = _ranks(similarity if self.direction == "low" else -similarity)
-        counts = to_device(list(signals.text_counts), signals.device)
-        padding = torch.arange(similarity.shape[1], device=signals.device) >= counts[:, None]
+        places = ranks(similarity if self.direction == "low" else -similarity)
+        own = signals.text_mask
         if self.variant == "paper":
-            return ranks.masked_fill(padding[:, :, None], -1).amax(dim=1)
-        return ranks.masked_fill(padding[:, :, None], signals.patches).amin(dim=1)
+            return places.masked_fill(~own, -1).amax(dim=1)
+        return places.masked_fill(~own, signals.patches).amin(dim=1)
 
     def _fixed_size(self, budget: int, texts: int) -> int | None:
         """How many tokens S has, or None where the texts decide."""
@@ -122,14 +108,7 @@ class LiteLVLM(Pruner):
             if texts > 1:
                 return None
             share = 0.5 if self.variant == "paper" else 1.0
-        return 0 if share == 0 else max(1, math.floor(budget * share + 0.5))
+        return 0 if share == 0 else max(1, part(budget, share))
 
     def _adaptive_bound(self, budget: int, texts: int) -> int:
         return budget if self.variant == "paper" else budget // texts
-
-
-def _ranks(scores: Tensor) -> Tensor:
-    """Each entry's place in ascending order along the last dimension, ties by index."""
-    order = torch.sort(scores, dim=-1, stable=True).indices
-    places = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, places)

@@ -1,13 +1,12 @@
 """Random selection, the baseline that every table must beat."""
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from vllm_litelvlm.pruning.base import SEED, Pruner, Selection, Signal, Signals
+from vllm_litelvlm.pruning.base import SEED, Pruner, Selection, Signal, Signals, keep
 
 
 class Random(Pruner):
@@ -23,17 +22,14 @@ class Random(Pruner):
 
     @property
     def needs(self) -> frozenset[Signal]:
-        """Nothing."""
-        return frozenset()
+        """Nothing but the tokens themselves."""
+        return frozenset({Signal.FEATURES})
 
-    def select(self, signals: Signals, budgets: Sequence[int]) -> list[Selection]:
+    def select(self, signals: Signals, budget: int) -> Selection:
         """The first ``budget`` entries of the seed's permutation, sorted."""
         permutation = _permutation(self.seed, signals.patches, signals.device)
-        nobody = torch.zeros(signals.patches, dtype=torch.bool, device=signals.device)
-        return [
-            Selection(torch.sort(permutation[:budget]).values, nobody[:budget])
-            for budget in budgets
-        ]
+        kept = torch.sort(permutation[:budget]).values
+        return keep(signals, kept.expand(signals.images, -1))
 
 
 @lru_cache(maxsize=256)

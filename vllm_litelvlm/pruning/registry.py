@@ -6,9 +6,12 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
+from vllm_litelvlm import __version__
 from vllm_litelvlm.errors import OptionsError
-from vllm_litelvlm.options import COMMON_OPTIONS, parse
+from vllm_litelvlm.options import COMMON_OPTIONS, PruningOptions, parse
 from vllm_litelvlm.pruning.base import Pruner
+from vllm_litelvlm.pruning.decoder import DecoderPruner
+from vllm_litelvlm.pruning.keep_all import KeepAll
 
 #: Third parties add a method by an entry point of this group: ``name = "module:Class"``.
 ENTRY_POINT_GROUP = "vllm_litelvlm.pruners"
@@ -18,7 +21,21 @@ _BUILT_IN = {
     "random": "vllm_litelvlm.pruning.random:Random",
     "context": "vllm_litelvlm.pruning.context:ContextOnly",
     "cls-attention": "vllm_litelvlm.pruning.cls_attention:ClsAttention",
+    "trim": "vllm_litelvlm.pruning.trim:Trim",
+    "prumerge": "vllm_litelvlm.pruning.prumerge:PruMerge",
+    "prumerge+": "vllm_litelvlm.pruning.prumerge_plus:PruMergePlus",
+    "visionzip": "vllm_litelvlm.pruning.visionzip:VisionZip",
+    "vispruner": "vllm_litelvlm.pruning.vispruner:VisPruner",
+    "divprune": "vllm_litelvlm.pruning.divprune:DivPrune",
+    "cdpruner": "vllm_litelvlm.pruning.cdpruner:CDPruner",
+    "tome": "vllm_litelvlm.pruning.tome:ToMe",
     "keep-all": "vllm_litelvlm.pruning.keep_all:KeepAll",
+}
+
+#: Methods inside the language model, which only the evaluation can run.
+_DECODER = {
+    "fastv": "vllm_litelvlm.pruning.fastv:FastV",
+    "sparsevlm": "vllm_litelvlm.pruning.sparsevlm:SparseVLM",
 }
 
 
@@ -32,9 +49,14 @@ def method_names() -> tuple[str, ...]:
 @cache
 def pruner_class(name: str) -> type[Pruner]:
     """The class of a method. Raises OptionsError naming the methods there are."""
+    if name in _DECODER:
+        raise OptionsError(
+            f"litelvlm option 'method' is {name!r}, which prunes inside the language model by its "
+            "attention maps; paged attention does not give them, so it runs only in the "
+            f"evaluation, with transformers. Allowed here: {', '.join(method_names())}."
+        )
     if name in _BUILT_IN:
-        module, _, attribute = _BUILT_IN[name].partition(":")
-        found = getattr(import_module(module), attribute)
+        found = _load(_BUILT_IN[name])
     else:
         entries = entry_points(group=ENTRY_POINT_GROUP, name=name)
         if not entries:
@@ -47,6 +69,17 @@ def pruner_class(name: str) -> type[Pruner]:
     return found
 
 
+@cache
+def method_version(name: str) -> str:
+    """What the tokens that a method keeps depend on, besides its options: the code's version."""
+    versions = [__version__]
+    if name not in _BUILT_IN:
+        for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
+            if entry.dist is not None:
+                versions.append(f"{entry.dist.name} {entry.dist.version}")
+    return ", ".join(versions)
+
+
 def build_pruner(
     method: str, parameters: Mapping[str, Any], known: tuple[str, ...] = COMMON_OPTIONS
 ) -> Pruner:
@@ -56,3 +89,43 @@ def build_pruner(
     been taken elsewhere, for the message.
     """
     return parse(pruner_class(method), parameters, known)
+
+
+def settle(options: PruningOptions, patches: int) -> tuple[Pruner, int]:
+    """What a request's options come to for images of ``patches`` tokens: a method and a budget.
+
+    A budget of all tokens is keep-all whatever the method. Raises OptionsError for what is not
+    allowed.
+    """
+    pruner = build_pruner(options.method, options.parameters)
+    budget = options.budget_tokens(patches)
+    if budget == patches or isinstance(pruner, KeepAll):
+        return KeepAll(), patches
+    return pruner, budget
+
+
+def decoder_method_names() -> tuple[str, ...]:
+    """The methods that prune inside the language model."""
+    return tuple(_DECODER)
+
+
+@cache
+def decoder_pruner_class(name: str) -> type[DecoderPruner]:
+    """The class of a method that prunes inside the language model."""
+    found = _load(_DECODER[name])
+    assert isinstance(found, type)
+    assert issubclass(found, DecoderPruner)
+    return found
+
+
+def build_decoder_pruner(method: str, parameters: Mapping[str, Any]) -> DecoderPruner:
+    """A method that prunes inside the language model, with its options.
+
+    Raises OptionsError for an option that it does not have.
+    """
+    return parse(decoder_pruner_class(method), parameters, COMMON_OPTIONS)
+
+
+def _load(target: str) -> object:
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)

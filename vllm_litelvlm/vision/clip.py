@@ -15,7 +15,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPVisionConfig
 
 from vllm_litelvlm.pruning.base import Signal, Signals
-from vllm_litelvlm.pruning.scores import cls_attention, context_score, similarity_score
+from vllm_litelvlm.pruning.scores import (
+    cls_attention,
+    context_score,
+    cosine_score,
+    similarity_score,
+)
+from vllm_litelvlm.vision.seen import Seen
 
 
 class ClipScorer(nn.Module):
@@ -66,56 +72,119 @@ class ClipScorer(nn.Module):
         return names
 
     @torch.no_grad()
-    def signals(
-        self,
-        hidden: Tensor,
-        feature_input: Tensor | None,
-        texts: Sequence[Tensor],
-        needs: frozenset[Signal],
-    ) -> Signals:
+    def signals(self, seen: Seen, texts: Sequence[Tensor], needs: frozenset[Signal]) -> Signals:
         """Compute the needed signals of a batch of images.
 
         Args:
-            hidden: hidden state -2, [images, 1 + patches, width], [CLS] first, any float dtype.
-            feature_input: hidden state -3, the same shape; only for ``Signal.CLS_ATTENTION``.
+            seen: with whatever ``needs`` asks of it.
             texts: one embedding tensor an image, float32 [texts, projection_dim].
             needs: the signals to compute.
         """
-        images, tokens, _ = hidden.shape
-        hidden = hidden.float()
-        similarity = context = normalised = attention = None
-        if Signal.SIMILARITY in needs:
-            similarity = self._similarity(hidden[:, 1:], texts)
-        if needs & {Signal.CONTEXT, Signal.CONTEXT_NORMALISED}:
-            normed = self.last_norm(hidden)
-            query = self.last_query(normed[:, 0])
-            keys = self.last_key(normed[:, 1:])
-            values = self.last_value(normed[:, 1:])
-            if Signal.CONTEXT in needs:
-                context = context_score(query, keys, values)
-            if Signal.CONTEXT_NORMALISED in needs:
-                unit = nn.functional.normalize
-                normalised = context_score(unit(query, dim=-1), unit(keys, dim=-1), values)
-        if Signal.CLS_ATTENTION in needs:
-            assert feature_input is not None, "CLS attention reads hidden state -3"
-            normed = self.feature_norm(feature_input.float())
-            query, keys = self.feature_query(normed[:, 0]), self.feature_key(normed)
-            attention = cls_attention(query, keys, self.heads)
+        values: dict[Signal, Tensor] = {}
+        if seen.hidden is not None:
+            values[Signal.FEATURES] = seen.hidden
+            hidden = seen.hidden.float()
+            values |= self._text_signals(hidden[:, 1:], texts, needs)
+            values |= self._last_layer_signals(hidden, needs)
+        if seen.feature_input is not None:
+            values |= self._feature_layer_signals(seen.feature_input.float(), needs)
+        if seen.projected is not None:
+            values[Signal.PROJECTED] = seen.projected.float()
         return Signals(
-            images=images,
-            patches=tokens - 1,
-            device=hidden.device,
+            images=seen.images,
+            patches=seen.patches,
+            device=seen.device,
             text_counts=[len(text) for text in texts],
-            similarity=similarity,
-            context=context,
-            context_normalised=normalised,
-            cls_attention=attention,
+            values=values,
+            tower=seen.tower,
         )
 
-    def _similarity(self, patches: Tensor, texts: Sequence[Tensor]) -> Tensor:
-        """Eq. 4 as ``(post_norm(h) W^T) . t = post_norm(h) . (t W)``: texts are projected back.
+    def _text_signals(
+        self, patches: Tensor, texts: Sequence[Tensor], needs: frozenset[Signal]
+    ) -> dict[Signal, Tensor]:
+        """Eq. 4, and its cosine.
 
-        That is one small product a text instead of one a patch; the score is the same.
+        Where lengths do not matter, ``(post_norm(h) W^T) . t = post_norm(h) . (t W)``: the texts
+        are projected back, one small product a text instead of one a patch; the score is the same.
         """
-        padded = pad_sequence(list(texts), batch_first=True)
-        return similarity_score(self.post_norm(patches), padded @ self.projection.weight)
+        values: dict[Signal, Tensor] = {}
+        if not needs & {Signal.SIMILARITY, Signal.COSINE}:
+            return values
+        padded, normed = pad_sequence(list(texts), batch_first=True), self.post_norm(patches)
+        if Signal.SIMILARITY in needs:
+            back = padded @ self.projection.weight
+            values[Signal.SIMILARITY] = similarity_score(normed, back)
+        if Signal.COSINE in needs:
+            values[Signal.COSINE] = cosine_score(self.projection(normed), padded)
+        return values
+
+    def _last_layer_signals(self, hidden: Tensor, needs: frozenset[Signal]) -> dict[Signal, Tensor]:
+        """Eq. 5 in both forms, and what PruMerge reads of the same layer."""
+        values: dict[Signal, Tensor] = {}
+        contexts = needs & {Signal.CONTEXT, Signal.CONTEXT_NORMALISED}
+        attentions = needs & {Signal.LAST_ATTENTION, Signal.LAST_KEYS}
+        if not contexts | attentions:
+            return values
+        normed = self.last_norm(hidden)
+        query, patches = self.last_query(normed[:, 0]), normed[:, 1:]
+        if needs & {Signal.CONTEXT_NORMALISED, Signal.LAST_KEYS}:
+            keys = self.last_key(patches)
+        if contexts:
+            lengths = torch.linalg.vector_norm(self.last_value(patches), dim=-1)
+        if Signal.CONTEXT in needs:
+            logits = folded_logits(query, self.last_key, patches, heads=1).squeeze(1)
+            values[Signal.CONTEXT] = context_score(logits, lengths)
+        if Signal.CONTEXT_NORMALISED in needs:
+            unit = nn.functional.normalize
+            logits = (unit(keys, dim=-1) @ unit(query, dim=-1)[:, :, None]).squeeze(2)
+            logits = logits / query.shape[-1] ** 0.5
+            values[Signal.CONTEXT_NORMALISED] = context_score(logits, lengths)
+        if Signal.LAST_ATTENTION in needs:
+            values[Signal.LAST_ATTENTION] = cls_attention(
+                folded_logits(query, self.last_key, normed, heads=1)
+            )
+        if Signal.LAST_KEYS in needs:
+            values[Signal.LAST_KEYS] = keys
+        return values
+
+    def _feature_layer_signals(
+        self, feature_input: Tensor, needs: frozenset[Signal]
+    ) -> dict[Signal, Tensor]:
+        """What VisionZip and VisPruner read of the layer whose output LLaVA reads."""
+        values: dict[Signal, Tensor] = {}
+        normed = self.feature_norm(feature_input)
+        if Signal.CLS_ATTENTION in needs:
+            query = self.feature_query(normed[:, 0])
+            values[Signal.CLS_ATTENTION] = cls_attention(
+                folded_logits(query, self.feature_key, normed, self.heads)
+            )
+        if Signal.KEYS in needs:
+            values[Signal.KEYS] = mean_over_heads(self.feature_key, normed[:, 1:], self.heads)
+        return values
+
+
+def folded_logits(query: Tensor, key: nn.Linear, tokens: Tensor, heads: int) -> Tensor:
+    """Attention logits of one query without computing a key for every token.
+
+    ``q . (W x + b) = (W^T q) . x + q . b``: the query is folded back through the key projection,
+    and what is the same for every token is left out, as a softmax does not see it.
+
+    Args:
+        query: [images, width].
+        key: the key projection.
+        tokens: its input, [images, tokens, width].
+        heads: number of attention heads.
+
+    Returns:
+        [images, heads, tokens], up to a constant for each head.
+    """
+    by_head = query.unflatten(-1, (heads, -1))
+    back = torch.einsum("ihd,hdw->ihw", by_head, key.weight.unflatten(0, (heads, -1)))
+    logits: Tensor = back @ tokens.transpose(1, 2) * by_head.shape[-1] ** -0.5
+    return logits
+
+
+def mean_over_heads(layer: nn.Linear, tokens: Tensor, heads: int) -> Tensor:
+    """``layer(tokens)``, mean over heads, [images, tokens, head width]: of the weights, at once."""
+    weight, bias = layer.weight.unflatten(0, (heads, -1)), layer.bias.unflatten(0, (heads, -1))
+    return nn.functional.linear(tokens, weight.mean(dim=0), bias.mean(dim=0))

@@ -1,6 +1,5 @@
-"""Scorer, text tower and methods together: from hidden states to kept tokens."""
+"""Scorer and text tower together: from hidden states and token ids to signals."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -8,8 +7,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPConfig, CLIPVisionConfig
 
-from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, to_device
+from vllm_litelvlm.pruning.base import Signal, Signals, to_device
 from vllm_litelvlm.vision.clip import ClipScorer
+from vllm_litelvlm.vision.seen import Seen
 from vllm_litelvlm.vision.text import ClipTextTower
 
 #: Texts embedded in one call: bounds the text tower's memory, whatever a step's requests name.
@@ -17,7 +17,7 @@ _AT_ONCE = 64
 
 
 class Guidance(nn.Module):
-    """Decides which patch tokens of a batch of images stay.
+    """Computes what methods go by, for a batch of images and the texts of their requests.
 
     Args:
         tower: configuration of the model's vision tower.
@@ -29,41 +29,17 @@ class Guidance(nn.Module):
         self.scorer = ClipScorer(tower, clip.projection_dim)
         self.text_tower = ClipTextTower(clip.text_config)
 
-    @staticmethod
-    def needs(pruners: Sequence[Pruner]) -> frozenset[Signal]:
-        """The signals that a batch's methods read, together."""
-        return frozenset().union(*(pruner.needs for pruner in pruners))
-
-    def signals(
-        self,
-        hidden: Tensor,
-        feature_input: Tensor | None,
-        text_ids: Sequence[Tensor],
-        needs: frozenset[Signal],
-    ) -> Signals:
+    def signals(self, seen: Seen, text_ids: Sequence[Tensor], needs: frozenset[Signal]) -> Signals:
         """Embed the texts and score the patches; see :meth:`ClipScorer.signals`.
 
         ``text_ids`` holds one integer [texts, length] tensor an image, on the CPU.
         """
-        if Signal.SIMILARITY in needs:
-            texts = self._embed(text_ids, hidden.device)
+        if needs & {Signal.SIMILARITY, Signal.COSINE}:
+            texts = self._embed(text_ids, seen.device)
         else:  # only how many there are
-            texts = [hidden.new_empty(len(ids), 0) for ids in text_ids]
-        return self.scorer.signals(hidden, feature_input, texts, needs)
-
-    @staticmethod
-    def select(
-        signals: Signals, pruners: Sequence[Pruner], budgets: Sequence[int]
-    ) -> list[Selection]:
-        """One selection an image; images that ask for the same method are selected together."""
-        groups: dict[Pruner, list[int]] = defaultdict(list)
-        for image, pruner in enumerate(pruners):
-            groups[pruner].append(image)
-        chosen: dict[int, Selection] = {}
-        for pruner, images in groups.items():
-            selections = pruner.select(signals.rows(images), [budgets[image] for image in images])
-            chosen.update(zip(images, selections, strict=True))
-        return [chosen[image] for image in range(len(pruners))]
+            nothing = torch.empty(0, device=seen.device)
+            texts = [nothing.new_empty(len(ids), 0) for ids in text_ids]
+        return self.scorer.signals(seen, texts, needs)
 
     def _embed(self, text_ids: Sequence[Tensor], device: torch.device) -> list[Tensor]:
         """Each image's text embeddings, float32 [texts, width]; equal texts are embedded once."""

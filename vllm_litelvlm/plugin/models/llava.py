@@ -16,14 +16,17 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vllm_litelvlm.plugin.config import guidance_config
 from vllm_litelvlm.plugin.metrics import worker_histograms
+from vllm_litelvlm.plugin.models.tower import VllmTower
 from vllm_litelvlm.plugin.plan import WorkOrder
 from vllm_litelvlm.plugin.processor import ORDERS_FIELD, TEXT_IDS_FIELD, build_processor
 from vllm_litelvlm.plugin.stopwatch import Stopwatch
 from vllm_litelvlm.plugin.trace import trace_selections
 from vllm_litelvlm.pruning.base import Selection, Signal
+from vllm_litelvlm.pruning.batch import needed_signals, prune
 from vllm_litelvlm.pruning.keep_all import KeepAll
 from vllm_litelvlm.vision.checkpoint import TowerTap, load_guidance, read_clip_config
 from vllm_litelvlm.vision.guidance import Guidance
+from vllm_litelvlm.vision.seen import Seen, needs_feature_input, needs_features
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -67,45 +70,49 @@ class LiteLVLMLlava(LlavaForConditionalGeneration):
             return self._process_image_input(image_input)  # stock vLLM, bit for bit
         pixel_values = image_input["pixel_values"]
         assert len(orders) == len(text_ids) == len(pixel_values)
-        needs = Guidance.needs([order.pruner for order in orders])
-        hidden, feature_input = self._run_tower(pixel_values, Signal.CLS_ATTENTION in needs)
-        selections = self._select(hidden, feature_input, text_ids, orders, needs)
+        selections = self._select(pixel_values, text_ids, orders)
         trace_selections(orders, text_ids, selections)
-        kept = [
-            patches.index_select(0, selection.indices)
-            for patches, selection in zip(hidden[:, 1:], selections, strict=True)
-        ]
-        return self.multi_modal_projector(torch.cat(kept)).split([len(tokens) for tokens in kept])
-
-    def _run_tower(
-        self, pixel_values: Tensor, with_feature_input: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Hidden state -2 with [CLS], [images, 1 + patches, width], and -3 if asked for."""
-        if not with_feature_input:
-            return self.vision_tower(pixel_values, feature_select_strategy="full"), None
-        last = len(self.vision_tower.vision_model.encoder.layers)
-        both = self.vision_tower(
-            pixel_values, select_layers=[last - 1, last], feature_select_strategy="full"
-        )
-        feature_input, hidden = both.chunk(2, dim=-1)
-        return hidden, feature_input
+        tokens = [selection.tokens for selection in selections]
+        return self.multi_modal_projector(torch.cat(tokens)).split([len(kept) for kept in tokens])
 
     def _select(
-        self,
-        hidden: Tensor,
-        feature_input: Tensor | None,
-        text_ids: list[Tensor],
-        orders: list[WorkOrder],
-        needs: frozenset[Signal],
+        self, pixel_values: Tensor, text_ids: list[Tensor], orders: list[WorkOrder]
     ) -> list[Selection]:
         assert self.litelvlm is not None
         histograms = worker_histograms() if get_tensor_model_parallel_rank() == 0 else None
         guidance_seconds, selection_seconds = histograms or (None, None)
         pruners, budgets = zip(*((order.pruner, order.budget) for order in orders), strict=True)
-        with self._stopwatch.time(guidance_seconds, hidden.device):
-            signals = self.litelvlm.signals(hidden, feature_input, text_ids, needs)
-        with self._stopwatch.time(selection_seconds, hidden.device):
-            return Guidance.select(signals, pruners, budgets)
+        needs = needed_signals(pruners)
+        seen = self._look(pixel_values, needs)
+        with self._stopwatch.time(guidance_seconds, seen.device):
+            signals = self.litelvlm.signals(seen, text_ids, needs)
+        with self._stopwatch.time(selection_seconds, seen.device):
+            return prune(signals, pruners, budgets)
+
+    def _look(self, pixel_values: Tensor, needs: frozenset[Signal]) -> Seen:
+        """Run the tower, and the projector on all of it, as far as they are needed."""
+        hidden = feature_input = projected = None
+        tower = VllmTower(self.vision_tower.vision_model, pixel_values)
+        if needs_feature_input(needs):
+            last = tower.layers
+            both = self.vision_tower(
+                pixel_values, select_layers=[last - 1, last], feature_select_strategy="full"
+            )
+            feature_input, hidden = both.chunk(2, dim=-1)
+        elif needs_features(needs):
+            hidden = self.vision_tower(pixel_values, feature_select_strategy="full")
+        if Signal.PROJECTED in needs:
+            assert hidden is not None
+            projected = self.multi_modal_projector(hidden[:, 1:])
+        return Seen(
+            images=len(pixel_values),
+            patches=self.vision_tower.vision_model.embeddings.num_patches,
+            device=pixel_values.device,
+            hidden=hidden,
+            feature_input=feature_input,
+            projected=projected,
+            tower=tower,
+        )
 
 
 def _items(field: object) -> list[Tensor]:

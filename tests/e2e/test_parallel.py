@@ -11,6 +11,8 @@ from tests.e2e.conftest import ARGUMENTS
 from tests.e2e.reference import Reference
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.demo.server import serve
+from vllm_litelvlm.evaluation.backend import Question
+from vllm_litelvlm.evaluation.transformers_backend import TransformersBackend
 
 
 def test_tensor_parallel_workers_behind_two_api_servers_answer_as_transformers(
@@ -29,9 +31,15 @@ def test_tensor_parallel_workers_behind_two_api_servers_answer_as_transformers(
             served = ask(running.url, user_turn(question, photograph), {"budget": 64}, 12)
             kept = reference.choose(photograph, [question], 64).kept
             prompt = f"USER: <image>\n{question} ASSISTANT:"
-            expected = reference.generate(prompt, [photograph], [kept], 12)
-            assert list(served.token_ids) == expected
+            tokens = reference.generate(prompt, [photograph], [kept], 12)
+            assert list(served.token_ids) == tokens
+        # Its keys are means over heads, half of which each worker has.
+        merging = {"method": "tome", "budget": 100}
+        served = ask(running.url, user_turn(questions[0], photographs[0]), merging, 12)
+        beside = TransformersBackend(checkpoint.llava, checkpoint.clip)
+        [expected] = beside.answer([Question(photographs[0], questions[0], merging, 12)])
+        assert served.token_ids == expected.token_ids
         metrics = httpx.get(f"{running.url}/metrics", timeout=30).text.splitlines()
     # One observation a request: of the ranks only the first counts, of the servers all do.
-    assert "litelvlm_guidance_seconds_count 3.0" in metrics
+    assert "litelvlm_guidance_seconds_count 4.0" in metrics
     assert 'litelvlm_images_total{method="litelvlm"} 3.0' in metrics

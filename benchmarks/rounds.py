@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from openai import AsyncOpenAI
@@ -15,6 +16,8 @@ from benchmarks.client import SERVED_MODEL_NAME, Block, check_prompt_lengths, cl
 from benchmarks.workload import Workload
 from vllm_litelvlm.activation import PLUGIN_NAME
 from vllm_litelvlm.demo.server import Server, serve
+
+Condition = TypeVar("Condition")
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def measure(settings: Settings, console: Console) -> list[Block]:
         return asyncio.run(_run_rounds(settings, stock, pruning, console))
 
 
-def rotated(conditions: Sequence[int | None], round: int) -> list[int | None]:
+def rotated(conditions: Sequence[Condition], round: int) -> list[Condition]:
     """The order of a round: each starts one further than the round before."""
     start = round % len(conditions)
     return [*conditions[start:], *conditions[:start]]

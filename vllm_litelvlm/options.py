@@ -103,6 +103,15 @@ class ServerOptions(StrictModel):
     max_budget: int | None = Field(None, ge=1, description="a whole number from 1")
     max_texts: int = Field(64, ge=1, description="a whole number from 1")
     max_text_length: int = Field(4096, ge=1, description="a whole number of characters from 1")
+    feature_cache_gb: float = Field(
+        0.5, ge=0, description="a number of GiB from 0 (no cache) for images' features"
+    )
+    text_cache: int = Field(
+        4096, ge=0, description="a whole number from 0 (no cache) of texts whose embeddings stay"
+    )
+    pixel_cache_gb: float = Field(
+        0.25, ge=0, description="a number of GiB from 0 (no cache) for preprocessed images"
+    )
     request_options: bool = Field(True, description="true or false")
 
     @field_validator("methods", mode="before")

@@ -12,7 +12,6 @@ from vllm_litelvlm.demo.checkpoint import TINY, Checkpoint, build_checkpoint
 from vllm_litelvlm.evaluation.decoder_walk import Prompt
 from vllm_litelvlm.evaluation.llava import HfLlava
 from vllm_litelvlm.evaluation.transformers_backend import TransformersBackend
-from vllm_litelvlm.pruning.base import Signal
 
 #: SparseVLM prunes after layer 15; grouped-query attention as in newer Llamas.
 DEEP = dataclasses.replace(TINY, llm_layers=18, llm_heads=4, llm_kv_heads=2)
@@ -49,7 +48,6 @@ def prompts(llava: HfLlava, photographs: Sequence[Image.Image]) -> list[Prompt]:
     texts = ["Where is the cup?", "What is on the left?", "Is there a dog?"]
     prompts = []
     for text, photograph in zip(texts, photographs, strict=False):
-        seen = llava.look(photograph, frozenset({Signal.FEATURES}))
-        assert seen.hidden is not None
-        prompts.append(llava.prompt(text, seen.hidden[0, 1:]))
+        features, _ = llava.images(photograph).run([0], with_input=False)
+        prompts.append(llava.prompt(text, features[0, 1:]))
     return prompts

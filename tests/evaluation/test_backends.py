@@ -18,7 +18,6 @@ from vllm_litelvlm.evaluation.llava import HfLlava
 from vllm_litelvlm.evaluation.server_backend import ServerBackend
 from vllm_litelvlm.evaluation.tower import HfTower, vision_model
 from vllm_litelvlm.evaluation.transformers_backend import TransformersBackend
-from vllm_litelvlm.pruning.base import Signal
 from vllm_litelvlm.pruning.registry import build_pruner, decoder_method_names, method_names
 
 TEXTS = ["Where is the red cup?", "Is there a dog?", "What is on the left?"]
@@ -157,17 +156,17 @@ def test_text_with_a_placeholder_of_its_own_is_refused(
 def test_blocks_of_the_tower_one_by_one_are_the_tower(
     llava: HfLlava, photographs: Sequence[Image.Image]
 ) -> None:
-    seen = llava.look(photographs[0], frozenset({Signal.KEYS, Signal.TOWER, Signal.FEATURES}))
-    tower = seen.tower
-    assert tower is not None
+    images = llava.images(photographs[0])
+    tower = images.tower
+    features, feature_input = images.run([0], with_input=True)
     hidden = tower.rows([0]).embed()
     sizes = torch.ones(hidden.shape[:2])
     for layer in range(tower.layers):
         if layer == tower.layers - 1:
-            torch.testing.assert_close(hidden, seen.feature_input, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(hidden, feature_input, atol=1e-4, rtol=1e-4)
         hidden, keys = tower.attend(layer, hidden, sizes)
         hidden = tower.feed_forward(layer, hidden)
-    torch.testing.assert_close(hidden, seen.hidden, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(hidden, features, atol=1e-4, rtol=1e-4)
     heads = llava.config.vision_config.num_attention_heads
     assert keys.shape == (1, 577, llava.config.vision_config.hidden_size // heads)
 
@@ -175,7 +174,7 @@ def test_blocks_of_the_tower_one_by_one_are_the_tower(
 @torch.no_grad()
 def test_token_of_size_two_is_attended_to_like_two_tokens(llava: HfLlava) -> None:
     torch.manual_seed(0)
-    tower = HfTower(vision_model(llava.model.model.vision_tower), torch.empty(1))
+    tower = HfTower(vision_model(llava.model.model.vision_tower), torch.empty(1), layers=3)
     hidden = torch.randn(2, 6, llava.config.vision_config.hidden_size)
     sizes = torch.ones(2, 6)
     sizes[:, 5] = 2

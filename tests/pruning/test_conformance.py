@@ -368,7 +368,6 @@ def test_hidden_states_of_any_dtype_give_full_selections(
     from transformers import CLIPVisionConfig
 
     from vllm_litelvlm.vision.clip import ClipScorer
-    from vllm_litelvlm.vision.seen import Seen
 
     config = CLIPVisionConfig(
         hidden_size=32, num_attention_heads=2, num_hidden_layers=3, image_size=336, patch_size=14
@@ -376,17 +375,20 @@ def test_hidden_states_of_any_dtype_give_full_selections(
     torch.manual_seed(0)
     scorer = ClipScorer(config, projection_dim=16)
     hidden, feature_input = torch.randn(2, 2, 577, 32).to(dtype)
-    seen = Seen(
+    texts = [torch.randn(2, 16), torch.randn(1, 16)]
+    signals = Signals(
         images=2,
         patches=576,
         device=hidden.device,
-        hidden=hidden,
-        feature_input=feature_input,
-        projected=torch.randn(2, 576, 48).to(dtype),
+        text_counts=[2, 1],
+        values={
+            Signal.FEATURES: hidden,
+            Signal.PROJECTED: torch.randn(2, 576, 48),
+            **scorer.image_signals(hidden, feature_input, pruner.needs),
+            **scorer.text_signals(hidden, texts, pruner.needs),
+        },
         tower=made_up_tower(2, width=32, layers=2, dtype=dtype),
     )
-    texts = [torch.randn(2, 16), torch.randn(1, 16)]
-    signals = scorer.signals(seen, texts, pruner.needs)
     for signal in pruner.needs - {Signal.FEATURES, Signal.TOWER}:
         assert signals[signal].dtype == torch.float32
     budget = _budget(pruner, 64)

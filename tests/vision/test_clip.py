@@ -9,26 +9,16 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
 
+from tests.vision.made_up import MadeUpImages
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.pruning.base import Signal, Signals
 from vllm_litelvlm.vision.checkpoint import load_guidance
 from vllm_litelvlm.vision.guidance import Guidance
-from vllm_litelvlm.vision.seen import Seen
 from vllm_litelvlm.vision.text import ClipTextTokenizer, ClipTextTower
 
 #: What the scorer computes; the rest comes from elsewhere.
 SCORES = frozenset(Signal) - {Signal.FEATURES, Signal.PROJECTED, Signal.TOWER}
 TEXT_SETS = [["a red cup"], [], ["a dog", "a red cup", "the woman on the left of the flag"]]
-
-
-def as_seen(hidden: torch.Tensor, feature_input: torch.Tensor | None = None) -> Seen:
-    return Seen(
-        images=len(hidden),
-        patches=hidden.shape[1] - 1,
-        device=hidden.device,
-        hidden=hidden,
-        feature_input=feature_input,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +46,7 @@ def seen(checkpoint: Checkpoint, clip: Any, photographs: Sequence[Image.Image]) 
 def signals(checkpoint: Checkpoint, guidance: Guidance, seen: Any) -> Signals:
     tokenizer = ClipTextTokenizer(str(checkpoint.clip), 77)
     ids = [tokenizer(texts) if texts else torch.zeros(0, 1).int() for texts in TEXT_SETS]
-    return guidance.signals(as_seen(*seen.hidden_states[-2:-4:-1]), ids, SCORES)
+    return guidance.signals(MadeUpImages(*seen.hidden_states[-2:-4:-1]), ids, SCORES)
 
 
 def test_similarity_is_that_of_clips_own_projections(
@@ -151,7 +141,7 @@ def test_cls_attention_is_that_of_the_last_layer_that_the_tower_runs(
 
 def test_only_needed_signals_are_computed(guidance: Guidance, seen: Any) -> None:
     ids = [torch.zeros(0, 1).int()] * 3
-    found = guidance.signals(as_seen(seen.hidden_states[-2]), ids, frozenset({Signal.CONTEXT}))
+    found = guidance.signals(MadeUpImages(seen.hidden_states[-2]), ids, frozenset({Signal.CONTEXT}))
     assert set(found.values) == {Signal.FEATURES, Signal.CONTEXT}
 
 
@@ -169,7 +159,7 @@ def test_equal_texts_are_embedded_once(
     tokenizer = ClipTextTokenizer(str(checkpoint.clip), 77)
     hidden = torch.randn(3, 577, 64)
     ids = [tokenizer(["a dog", "a cat"]), tokenizer(["a cat"]), tokenizer(["a dog", "one more"])]
-    found = guidance.signals(as_seen(hidden), ids, frozenset({Signal.SIMILARITY}))
+    found = guidance.signals(MadeUpImages(hidden), ids, frozenset({Signal.SIMILARITY}))
     assert embedded == [3]
     assert list(found.text_counts) == [2, 1, 2]
 
@@ -247,7 +237,7 @@ def test_every_norm_and_projection_is_in_its_own_place(
         query, keys = last.self_attn.q_proj(normed[0]), last.self_attn.k_proj(normed[1:])
         lengths = last.self_attn.v_proj(normed[1:]).norm(dim=-1)
         context = torch.softmax(keys @ query / 64**0.5, dim=0) * lengths
-    both = as_seen(seen.hidden_states[-2].float(), seen.hidden_states[-3].float())
+    both = MadeUpImages(seen.hidden_states[-2].float(), seen.hidden_states[-3].float())
     found = built.signals(both, [ids], SCORES)
     close = {"rtol": 1e-4, "atol": 1e-4, "check_dtype": False}
     torch.testing.assert_close(found[Signal.SIMILARITY][0], similarity, **close)
@@ -265,8 +255,8 @@ def test_scores_are_computed_in_float32_whatever_the_towers_dtype(
 ) -> None:
     hidden, feature_input = seen.hidden_states[-2].to(dtype), seen.hidden_states[-3].to(dtype)
     ids = [torch.tensor([[1971, 300, 1972]])] * 3
-    half = guidance.signals(as_seen(hidden, feature_input), ids, SCORES)
-    full = guidance.signals(as_seen(hidden.float(), feature_input.float()), ids, SCORES)
+    half = guidance.signals(MadeUpImages(hidden, feature_input), ids, SCORES)
+    full = guidance.signals(MadeUpImages(hidden.float(), feature_input.float()), ids, SCORES)
     for signal in SCORES:
         assert half[signal].dtype == torch.float32
         assert torch.equal(half[signal], full[signal])
@@ -277,7 +267,7 @@ def test_image_alone_gets_the_scores_that_it_gets_in_a_batch(
 ) -> None:
     ids = ClipTextTokenizer(str(checkpoint.clip), 77)(TEXT_SETS[2])
     hidden, feature_input = seen.hidden_states[-2][2:], seen.hidden_states[-3][2:]
-    alone = guidance.signals(as_seen(hidden, feature_input), [ids], SCORES)
+    alone = guidance.signals(MadeUpImages(hidden, feature_input), [ids], SCORES)
     for signal in SCORES:
         torch.testing.assert_close(alone[signal][0], signals[signal][2], rtol=1e-4, atol=1e-5)
 
@@ -291,8 +281,8 @@ def test_texts_padded_to_another_length_are_the_same_text(
     assert padded.shape[1] > short.shape[1]
     hidden = seen.hidden_states[-2][:1]
     needs = frozenset({Signal.SIMILARITY})
-    alone = guidance.signals(as_seen(hidden), [short], needs)[Signal.SIMILARITY][0, 0]
-    beside = guidance.signals(as_seen(hidden), [padded], needs)[Signal.SIMILARITY][0, 0]
+    alone = guidance.signals(MadeUpImages(hidden), [short], needs)[Signal.SIMILARITY][0, 0]
+    beside = guidance.signals(MadeUpImages(hidden), [padded], needs)[Signal.SIMILARITY][0, 0]
     torch.testing.assert_close(alone, beside, rtol=1e-4, atol=1e-5)
 
 

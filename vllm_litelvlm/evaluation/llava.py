@@ -11,10 +11,8 @@ from transformers import AutoProcessor, GenerationConfig, LlavaForConditionalGen
 
 from vllm_litelvlm.errors import OptionsError
 from vllm_litelvlm.evaluation.decoder_walk import DecoderWalk, Prompt
-from vllm_litelvlm.evaluation.tower import look
-from vllm_litelvlm.pruning.base import Signal
+from vllm_litelvlm.evaluation.tower import HfImages
 from vllm_litelvlm.vision.checkpoint import check_tower
-from vllm_litelvlm.vision.seen import Seen
 
 
 class HfLlava:
@@ -47,10 +45,10 @@ class HfLlava:
         """The language model, layer by layer. Raises CompatibilityError for other than Llama."""
         return DecoderWalk(self.model.model.language_model, self.model.lm_head, self._end_tokens)
 
-    def look(self, image: Image.Image, needs: frozenset[Signal]) -> Seen:
-        """What the vision tower makes of one image."""
+    def images(self, image: Image.Image) -> HfImages:
+        """One image, ready for the vision tower."""
         inputs = self._processor.image_processor(image.convert("RGB"), return_tensors="pt")
-        return look(self.model, inputs["pixel_values"].to(self.device, self.model.dtype), needs)
+        return HfImages(self.model, inputs["pixel_values"].to(self.device, self.model.dtype))
 
     def prompt(self, text: str, features: Tensor) -> Prompt:
         """A user's turn of one image and ``text``, as ``vllm serve`` renders and tokenizes it.

@@ -4,31 +4,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from vllm_litelvlm.pruning.base import Signal, to_device
-from vllm_litelvlm.vision.seen import Seen, needs_feature_input, needs_features
+from vllm_litelvlm.pruning.base import to_device
 
 
 @dataclass(frozen=True)
 class HfTower:
     """A :class:`~vllm_litelvlm.pruning.base.Tower` on a batch of ``pixel_values``.
 
-    ``model`` is a CLIPVisionModel of transformers, of either layout (:func:`vision_model`).
+    ``model`` is a CLIPVisionModel of transformers, of either layout (:func:`vision_model`), of
+    which the first ``layers`` blocks run.
     """
 
     model: Any
     pixel_values: Tensor
-
-    @property
-    def layers(self) -> int:
-        """How many blocks there are up to the feature layer, the last but one."""
-        return len(self.model.encoder.layers) - 1
+    layers: int
 
     def rows(self, images: Sequence[int]) -> "HfTower":
         """The same tower on some of the images."""
         index = to_device(list(images), self.pixel_values.device)
-        return HfTower(self.model, self.pixel_values.index_select(0, index))
+        return HfTower(self.model, self.pixel_values.index_select(0, index), self.layers)
 
     def embed(self) -> Tensor:
         """The first block's input, [images, 1 + patches, width]."""
@@ -61,25 +58,47 @@ def vision_model(tower: Any) -> Any:
     return getattr(tower, "vision_model", tower)
 
 
-def look(llava: Any, pixel_values: Tensor, needs: frozenset[Signal]) -> Seen:
-    """What a LLaVA's tower makes of ``pixel_values``, as far as ``needs`` reads it.
+@dataclass(frozen=True)
+class HfImages:
+    """The :class:`~vllm_litelvlm.vision.images.Images` of a LLaVA of transformers.
 
     ``llava`` is a LlavaForConditionalGeneration; ``pixel_values`` [images, 3, side, side].
     """
-    tower = vision_model(llava.model.vision_tower)
-    hidden = feature_input = projected = None
-    if needs_features(needs):
-        states = tower(pixel_values, output_hidden_states=True).hidden_states
-        hidden = states[-2]
-        feature_input = states[-3] if needs_feature_input(needs) else None
-    if Signal.PROJECTED in needs and hidden is not None:
-        projected = llava.model.multi_modal_projector(hidden[:, 1:])
-    return Seen(
-        images=len(pixel_values),
-        patches=tower.embeddings.num_patches,
-        device=pixel_values.device,
-        hidden=hidden,
-        feature_input=feature_input,
-        projected=projected,
-        tower=HfTower(tower, pixel_values) if Signal.TOWER in needs else None,
-    )
+
+    llava: Any
+    pixel_values: Tensor
+
+    @property
+    def keys(self) -> list[bytes]:
+        """Every image is its own."""
+        return [str(number).encode() for number in range(len(self.pixel_values))]
+
+    @property
+    def patches(self) -> int:
+        """See :class:`~vllm_litelvlm.vision.images.Images`."""
+        return int(self._model.embeddings.num_patches)
+
+    @property
+    def device(self) -> torch.device:
+        """See :class:`~vllm_litelvlm.vision.images.Images`."""
+        return self.pixel_values.device
+
+    @property
+    def tower(self) -> HfTower:
+        """See :class:`~vllm_litelvlm.vision.images.Images`."""
+        return HfTower(self._model, self.pixel_values, len(self._model.encoder.layers) - 1)
+
+    def run(self, images: Sequence[int], with_input: bool) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`vllm_litelvlm.vision.images.Images.run`."""
+        pixel_values = self.pixel_values[list(images)]
+        states = self._model(pixel_values, output_hidden_states=True).hidden_states
+        return states[-2], states[-3] if with_input else None
+
+    def project(self, patches: Tensor) -> Tensor:
+        """See :meth:`vllm_litelvlm.vision.images.Images.project`."""
+        projected: Tensor = self.llava.model.multi_modal_projector(patches)
+        return projected
+
+    @property
+    def _model(self) -> Any:
+        return vision_model(self.llava.model.vision_tower)

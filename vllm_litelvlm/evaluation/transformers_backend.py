@@ -80,7 +80,7 @@ class TransformersBackend:
     ) -> Signals:
         """What methods go by: of one image and any number of texts."""
         ids = self._text_tokenizer(texts) if texts else torch.zeros(0, 1, dtype=torch.int32)
-        return self._guidance.signals(self._llava.look(image, needs), [ids], needs)
+        return self._guidance.signals(self._llava.images(image), [ids], needs)
 
     @torch.no_grad()
     def _answer(self, question: Question) -> Answer:
@@ -122,9 +122,8 @@ class TransformersBackend:
 
     def _prune_inside(self, question: Question, pruner: DecoderPruner, budget: int) -> Answer:
         """By a method of the decoder: the language model gets all tokens and drops some."""
-        seen = self._llava.look(question.image, frozenset({Signal.FEATURES}))
-        assert seen.hidden is not None
-        prompt = self._llava.prompt(question.prompt, seen.hidden[0, 1:])
+        features, _ = self._llava.images(question.image).run([0], with_input=False)
+        prompt = self._llava.prompt(question.prompt, features[0, 1:])
         walked = self._llava.walk.generate(prompt, pruner, budget, question.max_tokens)
         return Answer(
             text=self._llava.decode(walked.token_ids),

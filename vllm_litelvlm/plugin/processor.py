@@ -26,6 +26,7 @@ from vllm_litelvlm.plugin import metrics
 from vllm_litelvlm.plugin.chat_templates import templates_in_use
 from vllm_litelvlm.plugin.config import guidance_config
 from vllm_litelvlm.plugin.instruction import InstructionReader
+from vllm_litelvlm.plugin.pixels import PixelCache, as_field, image_key
 from vllm_litelvlm.plugin.plan import Plan, WorkOrder
 from vllm_litelvlm.plugin.profile import Profile
 from vllm_litelvlm.pruning.registry import method_names, pruner_class
@@ -33,6 +34,7 @@ from vllm_litelvlm.vision.text import ClipTextTokenizer
 
 ORDERS_FIELD = "litelvlm_orders"
 TEXT_IDS_FIELD = "litelvlm_text_ids"
+IMAGE_KEYS_FIELD = "litelvlm_image_keys"
 
 
 class LiteLVLMProcessor(LlavaMultiModalProcessor):
@@ -47,6 +49,7 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         config = info.get_hf_config()
         self._guidance = guidance_config(config)
         self._patches = info.get_max_image_tokens()
+        self._pixels = PixelCache(int(self._guidance.server.pixel_cache_gb * 2**30))
         self._image_token_id = config.image_token_index
 
     @cached_property
@@ -137,14 +140,28 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
     ) -> BatchFeature:
         others = dict(hf_kwargs)
         plan = Plan.from_json(str(others.pop(OPTIONS_KEY)))
-        processed = super()._call_hf_processor(hf_data, others)
-        images = len(processed["pixel_values"])
+        images = hf_data["images"]
+        assert isinstance(images, Sequence)
+        algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
+        keys = [image_key(algorithm, image=image, **others) for image in images]
+
+        def preprocess(places: list[int]) -> torch.Tensor:
+            some = {**hf_data, "images": [images[place] for place in places]}
+            pixels = super(LiteLVLMProcessor, self)._call_hf_processor(some, others)
+            assert isinstance(pixels["pixel_values"], torch.Tensor)
+            return pixels["pixel_values"]
+
         ids = (
             self._text_tokenizer(plan.texts) if plan.texts else torch.zeros(0, 1, dtype=torch.int32)
         )
-        processed[ORDERS_FIELD] = [WorkOrder.encode(plan)] * images
-        processed[TEXT_IDS_FIELD] = [ids] * images
-        return processed
+        return BatchFeature(
+            {
+                "pixel_values": torch.stack(self._pixels.get(keys, preprocess)),
+                ORDERS_FIELD: [WorkOrder.encode(plan)] * len(images),
+                TEXT_IDS_FIELD: [ids] * len(images),
+                IMAGE_KEYS_FIELD: [as_field(key) for key in keys],
+            }
+        )
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
@@ -153,6 +170,7 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
             **super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs),
             ORDERS_FIELD: MultiModalFieldConfig.batched("image", keep_on_cpu=True),
             TEXT_IDS_FIELD: MultiModalFieldConfig.batched("image", keep_on_cpu=True),
+            IMAGE_KEYS_FIELD: MultiModalFieldConfig.batched("image", keep_on_cpu=True),
         }
 
     def _get_prompt_updates(

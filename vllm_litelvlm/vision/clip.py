@@ -14,14 +14,19 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPVisionConfig
 
-from vllm_litelvlm.pruning.base import Signal, Signals
+from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Signal
 from vllm_litelvlm.pruning.scores import (
     cls_attention,
     context_score,
     cosine_score,
     similarity_score,
 )
-from vllm_litelvlm.vision.seen import Seen
+from vllm_litelvlm.vision.images import FROM_FEATURE_INPUT
+
+#: Signals that are computed from hidden state -2 by the last layer's projections.
+LAST_LAYER = frozenset(
+    {Signal.CONTEXT, Signal.CONTEXT_NORMALISED, Signal.LAST_ATTENTION, Signal.LAST_KEYS}
+)
 
 
 class ClipScorer(nn.Module):
@@ -72,45 +77,43 @@ class ClipScorer(nn.Module):
         return names
 
     @torch.no_grad()
-    def signals(self, seen: Seen, texts: Sequence[Tensor], needs: frozenset[Signal]) -> Signals:
-        """Compute the needed signals of a batch of images.
+    def image_signals(
+        self, hidden: Tensor, feature_input: Tensor | None, needs: frozenset[Signal]
+    ) -> dict[Signal, Tensor]:
+        """The needed signals that depend on the images alone.
 
         Args:
-            seen: with whatever ``needs`` asks of it.
+            hidden: hidden state -2, [images, 1 + patches, width], [CLS] first, any float dtype.
+            feature_input: hidden state -3, the same shape; for what is computed from it.
+            needs: the signals to compute; those that are not the scorer's are passed over.
+        """
+        values: dict[Signal, Tensor] = {}
+        if needs & LAST_LAYER:
+            values |= self._last_layer_signals(hidden.float(), needs)
+        if needs & FROM_FEATURE_INPUT:
+            assert feature_input is not None
+            values |= self._feature_layer_signals(feature_input.float(), needs)
+        return values
+
+    @torch.no_grad()
+    def text_signals(
+        self, hidden: Tensor, texts: Sequence[Tensor], needs: frozenset[Signal]
+    ) -> dict[Signal, Tensor]:
+        """The needed signals that depend on the texts too: Eq. 4, and its cosine.
+
+        Where lengths do not matter, ``(post_norm(h) W^T) . t = post_norm(h) . (t W)``: the texts
+        are projected back, one small product a text instead of one a patch; the score is the same.
+
+        Args:
+            hidden: as for :meth:`image_signals`.
             texts: one embedding tensor an image, float32 [texts, projection_dim].
             needs: the signals to compute.
         """
         values: dict[Signal, Tensor] = {}
-        if seen.hidden is not None:
-            values[Signal.FEATURES] = seen.hidden
-            hidden = seen.hidden.float()
-            values |= self._text_signals(hidden[:, 1:], texts, needs)
-            values |= self._last_layer_signals(hidden, needs)
-        if seen.feature_input is not None:
-            values |= self._feature_layer_signals(seen.feature_input.float(), needs)
-        if seen.projected is not None:
-            values[Signal.PROJECTED] = seen.projected.float()
-        return Signals(
-            images=seen.images,
-            patches=seen.patches,
-            device=seen.device,
-            text_counts=[len(text) for text in texts],
-            values=values,
-            tower=seen.tower,
-        )
-
-    def _text_signals(
-        self, patches: Tensor, texts: Sequence[Tensor], needs: frozenset[Signal]
-    ) -> dict[Signal, Tensor]:
-        """Eq. 4, and its cosine.
-
-        Where lengths do not matter, ``(post_norm(h) W^T) . t = post_norm(h) . (t W)``: the texts
-        are projected back, one small product a text instead of one a patch; the score is the same.
-        """
-        values: dict[Signal, Tensor] = {}
-        if not needs & {Signal.SIMILARITY, Signal.COSINE}:
+        if not needs & TEXT_SIGNALS:
             return values
-        padded, normed = pad_sequence(list(texts), batch_first=True), self.post_norm(patches)
+        normed = self.post_norm(hidden[:, 1:].float())
+        padded = pad_sequence(list(texts), batch_first=True)
         if Signal.SIMILARITY in needs:
             back = padded @ self.projection.weight
             values[Signal.SIMILARITY] = similarity_score(normed, back)
@@ -121,15 +124,11 @@ class ClipScorer(nn.Module):
     def _last_layer_signals(self, hidden: Tensor, needs: frozenset[Signal]) -> dict[Signal, Tensor]:
         """Eq. 5 in both forms, and what PruMerge reads of the same layer."""
         values: dict[Signal, Tensor] = {}
-        contexts = needs & {Signal.CONTEXT, Signal.CONTEXT_NORMALISED}
-        attentions = needs & {Signal.LAST_ATTENTION, Signal.LAST_KEYS}
-        if not contexts | attentions:
-            return values
         normed = self.last_norm(hidden)
         query, patches = self.last_query(normed[:, 0]), normed[:, 1:]
         if needs & {Signal.CONTEXT_NORMALISED, Signal.LAST_KEYS}:
             keys = self.last_key(patches)
-        if contexts:
+        if needs & {Signal.CONTEXT, Signal.CONTEXT_NORMALISED}:
             lengths = torch.linalg.vector_norm(self.last_value(patches), dim=-1)
         if Signal.CONTEXT in needs:
             logits = folded_logits(query, self.last_key, patches, heads=1).squeeze(1)

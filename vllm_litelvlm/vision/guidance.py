@@ -1,4 +1,4 @@
-"""Scorer and text tower together: from hidden states and token ids to signals."""
+"""Vision tower, scorer and text tower together: from images and token ids to signals."""
 
 from collections.abc import Sequence
 
@@ -7,17 +7,23 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPConfig, CLIPVisionConfig
 
-from vllm_litelvlm.pruning.base import Signal, Signals, to_device
+from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Signal, Signals
 from vllm_litelvlm.vision.clip import ClipScorer
-from vllm_litelvlm.vision.seen import Seen
+from vllm_litelvlm.vision.images import FROM_FEATURE_INPUT, Images, needs_features
+from vllm_litelvlm.vision.slots import Row, Rows, SlotCache, recall
 from vllm_litelvlm.vision.text import ClipTextTower
 
 #: Texts embedded in one call: bounds the text tower's memory, whatever a step's requests name.
 _AT_ONCE = 64
+#: Image signals that are small enough to be kept beside the features.
+_SMALL = FROM_FEATURE_INPUT | {Signal.CONTEXT, Signal.CONTEXT_NORMALISED, Signal.LAST_ATTENTION}
 
 
 class Guidance(nn.Module):
     """Computes what methods go by, for a batch of images and the texts of their requests.
+
+    Equal images and equal texts of a batch are looked at once, and those of earlier batches not
+    at all while they are in a cache.
 
     Args:
         tower: configuration of the model's vision tower.
@@ -28,44 +34,110 @@ class Guidance(nn.Module):
         super().__init__()
         self.scorer = ClipScorer(tower, clip.projection_dim)
         self.text_tower = ClipTextTower(clip.text_config)
+        self.feature_cache: SlotCache | None = None
+        self.text_cache: SlotCache | None = None
+        self._patches = (tower.image_size // tower.patch_size) ** 2
+        self._width, self._heads = tower.hidden_size, tower.num_attention_heads
 
-    def signals(self, seen: Seen, text_ids: Sequence[Tensor], needs: frozenset[Signal]) -> Signals:
-        """Embed the texts and score the patches; see :meth:`ClipScorer.signals`.
+    def add_feature_cache(
+        self, max_bytes: int, dtype: torch.dtype, signals: frozenset[Signal]
+    ) -> None:
+        """Keep features, in ``dtype``, and the small ones of ``signals``, in ``max_bytes``.
+
+        A size in which not one image fits adds no cache.
+        """
+        shapes: dict[Signal, Row] = {
+            Signal.FEATURES: ((1 + self._patches, self._width), dtype),
+            Signal.KEYS: ((self._patches, self._width // self._heads), torch.float32),
+        }
+        kept = {Signal.FEATURES} | (signals & _SMALL)
+        rows: dict[str, Row] = {
+            name: shapes.get(name, ((self._patches,), torch.float32)) for name in sorted(kept)
+        }
+        slots = max_bytes // SlotCache.row_bytes(rows)
+        self.feature_cache = SlotCache(slots, rows) if slots else None
+
+    def add_text_cache(self, texts: int) -> None:
+        """Keep the embeddings of so many texts; of none, add no cache."""
+        row = ((len(self.scorer.projection.weight),), torch.float32)
+        self.text_cache = SlotCache(texts, {"embedding": row}) if texts else None
+
+    def forget(self) -> None:
+        """Empty the caches, as new weights demand."""
+        for cache in (self.feature_cache, self.text_cache):
+            if cache is not None:
+                cache.clear()
+
+    @torch.no_grad()
+    def signals(
+        self, images: Images, text_ids: Sequence[Tensor], needs: frozenset[Signal]
+    ) -> Signals:
+        """Compute the needed signals of a batch of images.
 
         ``text_ids`` holds one integer [texts, length] tensor an image, on the CPU.
         """
-        if needs & {Signal.SIMILARITY, Signal.COSINE}:
-            texts = self._embed(text_ids, seen.device)
-        else:  # only how many there are
-            nothing = torch.empty(0, device=seen.device)
-            texts = [nothing.new_empty(len(ids), 0) for ids in text_ids]
-        return self.scorer.signals(seen, texts, needs)
+        values = self._image_values(images, needs) if needs_features(needs) else {}
+        if needs & TEXT_SIGNALS:
+            texts = self._embed(text_ids, images.device)
+            values |= self.scorer.text_signals(values[Signal.FEATURES], texts, needs)
+        if Signal.PROJECTED in needs:
+            values[Signal.PROJECTED] = images.project(values[Signal.FEATURES][:, 1:]).float()
+        return Signals(
+            images=len(text_ids),
+            patches=images.patches,
+            device=images.device,
+            text_counts=[len(ids) for ids in text_ids],
+            values=values,
+            tower=images.tower,
+        )
+
+    def _image_values(self, images: Images, needs: frozenset[Signal]) -> dict[Signal, Tensor]:
+        """Features, and the needed signals that depend on the images alone.
+
+        What the cache does not keep is computed from features, but for two signals: a batch that
+        needs one of those runs the tower on every image where they are not kept.
+        """
+        cache = self.feature_cache
+        kept = frozenset(map(Signal, cache.names)) if cache is not None else frozenset()
+        if not needs & FROM_FEATURE_INPUT <= kept:
+            cache, kept = None, frozenset()
+        at_once = kept | (needs & FROM_FEATURE_INPUT)
+
+        def compute(places: list[int]) -> Rows:
+            hidden, feature_input = images.run(places, bool(at_once & FROM_FEATURE_INPUT))
+            scores = self.scorer.image_signals(hidden, feature_input, at_once)
+            return {Signal.FEATURES.value: hidden} | {
+                name.value: row for name, row in scores.items()
+            }
+
+        rows = recall(images.keys, compute, cache)
+        values = {Signal(name): row for name, row in rows.items()}
+        rest = needs - values.keys()
+        return values | self.scorer.image_signals(values[Signal.FEATURES], None, rest)
 
     def _embed(self, text_ids: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-        """Each image's text embeddings, float32 [texts, width]; equal texts are embedded once."""
-        places: dict[bytes, int] = {}
-        unique: list[Tensor] = []
-        picks: list[list[int]] = []
-        for ids in text_ids:
-            picked = []
-            for row in ids:
-                end = int((row == row[-1]).nonzero()[0]) + 1  # padding repeats the end token
-                key = row[:end].numpy().tobytes()
-                if key not in places:
-                    places[key] = len(unique)
-                    unique.append(row[:end])
-                picked.append(places[key])
-            picks.append(picked)
-        embeddings = self._embed_unique(unique, device)
-        return [embeddings.index_select(0, to_device(picked, device)) for picked in picks]
+        """Each image's text embeddings, float32 [texts, width]."""
+        texts = [row for ids in text_ids for row in map(_without_padding, ids)]
+        counts = [len(ids) for ids in text_ids]
+        if not texts:
+            weight = self.scorer.projection.weight
+            return [weight.new_empty(0, len(weight)) for _ in counts]
 
-    def _embed_unique(self, rows: Sequence[Tensor], device: torch.device) -> Tensor:
+        def compute(places: list[int]) -> Rows:
+            return {"embedding": self._run_text_tower([texts[place] for place in places], device)}
+
+        keys = [text.numpy().tobytes() for text in texts]
+        return list(recall(keys, compute, self.text_cache)["embedding"].split(counts))
+
+    def _run_text_tower(self, rows: Sequence[Tensor], device: torch.device) -> Tensor:
         """Embeddings of token ids of different lengths, float32 [rows, width]."""
-        weight = self.scorer.projection.weight
-        if not rows:
-            return weight.new_empty(0, len(weight))
         padded = pad_sequence(list(rows), batch_first=True, padding_value=int(rows[0][-1]))
         if device.type != "cpu":
             padded = padded.pin_memory()
         ids_on_device = padded.to(device, non_blocking=True)
         return torch.cat([self.text_tower(some) for some in ids_on_device.split(_AT_ONCE)])
+
+
+def _without_padding(ids: Tensor) -> Tensor:
+    """Token ids up to their end token, which padding repeats."""
+    return ids[: int((ids == ids[-1]).nonzero()[0]) + 1]

@@ -1,0 +1,176 @@
+"""What the caches spare the worker and the front end, and that they change no answer."""
+
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.e2e.client import Answer, ask, user_turn
+from tests.e2e.conftest import ARGUMENTS
+from vllm_litelvlm.demo.checkpoint import Checkpoint
+from vllm_litelvlm.demo.server import ServerError, serve
+
+#: Of the tiny checkpoint, in float32: 577 x 64 features and 576 context scores, and 3 x 336 x 336
+#: pixels.
+IMAGE_BYTES, PIXEL_BYTES = 4 * (577 * 64 + 576), 4 * 3 * 336 * 336
+SLOTS, TEXTS = 3, 2
+SMALL = {
+    "feature_cache_gb": (SLOTS + 0.5) * IMAGE_BYTES / 2**30,
+    "pixel_cache_gb": (SLOTS + 0.5) * PIXEL_BYTES / 2**30,
+    "text_cache": TEXTS,
+}
+NONE = {"feature_cache_gb": 0, "pixel_cache_gb": 0, "text_cache": 0}
+
+
+class Counts:
+    """How often each cache was asked since the last look, and how often it had the answer."""
+
+    NAMES = ("feature", "pixel", "text")
+
+    def __init__(self, url: str) -> None:
+        self._url, self._before = url, [0.0] * 6
+        self.new()
+
+    def value(self, name: str) -> float:
+        for line in httpx.get(f"{self._url}/metrics", timeout=30).text.splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.rsplit(" ", 1)[1])
+        return 0.0
+
+    def new(self) -> dict[str, tuple[float, float]]:
+        """Cache to queries and hits."""
+        now = [
+            self.value(f"litelvlm_{name}_cache_{what}_total")
+            for name in self.NAMES
+            for what in ("queries", "hits")
+        ]
+        grown = [after - before for after, before in zip(now, self._before, strict=True)]
+        self._before = now
+        return {name: (grown[2 * n], grown[2 * n + 1]) for n, name in enumerate(self.NAMES)}
+
+
+class Lru:
+    """The textbook's, to predict hits with."""
+
+    def __init__(self, places: int) -> None:
+        self._places, self._kept = places, OrderedDict[Any, None]()
+
+    def hit(self, key: Any) -> bool:
+        there = key in self._kept
+        self._kept[key] = None
+        self._kept.move_to_end(key)
+        if len(self._kept) > self._places:
+            self._kept.popitem(last=False)
+        return there
+
+
+@pytest.fixture(scope="module")
+def start(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    def with_options(options: dict[str, Any]) -> Any:
+        return serve(
+            checkpoint.llava,
+            clip_model=checkpoint.clip,
+            options=options,
+            arguments=ARGUMENTS,
+            environment={"VLLM_CPU_KVCACHE_SPACE": "1"},
+            log=tmp_path_factory.mktemp("caches") / "server.log",
+        )
+
+    return with_options
+
+
+@pytest.fixture(scope="module")
+def pictures(photographs: Sequence[Image.Image]) -> list[Image.Image]:
+    """Seven different images."""
+    turned = [photographs[0].rotate(90), photographs[1].rotate(90), photographs[2].rotate(180)]
+    return [*photographs, *turned]
+
+
+@pytest.fixture(scope="module")
+def conversation() -> list[tuple[int, str, dict[str, Any]]]:
+    """Image, text and options of 60 requests, of which no two are alike."""
+    generator = random.Random(5)
+    asked = []
+    for number in range(60):
+        image = generator.choice([0, 0, 1, 2, 3, 4, 5, 6])
+        options: dict[str, Any] = {"budget": generator.choice([29, 64, 128])}
+        if number % 5 == 3:
+            options |= generator.choice([{"method": "trim"}, {"method": "random", "seed": number}])
+        if number % 5 == 4:  # reads no text, so it needs something else to be like no other
+            options |= {"method": "prumerge+", "share": number / 100}
+        asked.append((image, f"Look {number}.", options))
+    return asked
+
+
+def test_small_caches_are_hit_as_predicted_and_change_no_answer(
+    start: Callable[..., Any],
+    pictures: list[Image.Image],
+    conversation: list[tuple[int, str, dict[str, Any]]],
+) -> None:
+    def send(url: str, image: int, text: str, options: dict[str, Any]) -> Answer:
+        return ask(url, user_turn(text, pictures[image]), options, 6)
+
+    with start(SMALL) as running:
+        counts, features, pixels = Counts(running.url), Lru(SLOTS), Lru(SLOTS)
+        answers, expected = [], {"feature": [0, 0], "pixel": [0, 0]}
+        for image, text, options in conversation:
+            answers.append(send(running.url, image, text, options))
+            for name, cache in (("feature", features), ("pixel", pixels)):
+                expected[name][0] += 1
+                expected[name][1] += cache.hit(image)
+        found = counts.new()
+        assert list(found["feature"]) == expected["feature"]
+        assert list(found["pixel"]) == expected["pixel"]
+        assert 0 < expected["feature"][1] < len(conversation)
+        assert counts.value("litelvlm_feature_cache_bytes") == SLOTS * IMAGE_BYTES
+    with start(NONE) as running:
+        counts = Counts(running.url)
+        without = [send(running.url, *one) for one in conversation]
+        assert counts.new() == {
+            "feature": (0, 0),
+            "pixel": (len(conversation), 0),
+            "text": (0, 0),
+        }
+    for one, cached, plain in zip(conversation, answers, without, strict=True):
+        assert cached.token_ids == plain.token_ids, one
+        assert cached.logprobs == pytest.approx(plain.logprobs, abs=1e-3), one
+
+
+def test_second_text_about_an_image_is_preprocessed_encoded_and_embedded_only_where_new(
+    server: Any, photographs: Sequence[Image.Image]
+) -> None:
+    image = photographs[0].transpose(Image.Transpose.FLIP_LEFT_RIGHT)  # nobody else's
+    counts = Counts(server.url)
+    ask(server.url, user_turn("A first text.", image), {"budget": 64}, 1)
+    assert counts.new() == {"feature": (1, 0), "pixel": (1, 0), "text": (1, 0)}
+    ask(server.url, user_turn("A second text.", image), {"budget": 64}, 1)
+    assert counts.new() == {"feature": (1, 1), "pixel": (1, 1), "text": (1, 0)}
+    ask(server.url, user_turn("A first text.", image), {"budget": 65}, 1)
+    assert counts.new() == {"feature": (1, 1), "pixel": (1, 1), "text": (1, 1)}
+    # vLLM's own caches know this one.
+    ask(server.url, user_turn("A first text.", image), {"budget": 65}, 1)
+    assert counts.new() == {"feature": (0, 0), "pixel": (0, 0), "text": (0, 0)}
+
+
+def test_same_pixels_under_two_client_given_uuids_are_one_image(
+    server: Any, photographs: Sequence[Image.Image]
+) -> None:
+    image = photographs[1].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    counts, answers = Counts(server.url), []
+    for uuid in ("one", "two"):
+        turn = user_turn("Where is the cup?", image)
+        turn["content"][0]["uuid"] = uuid
+        answers.append(ask(server.url, turn, {"budget": 64}, 4))
+    assert counts.new() == {"feature": (2, 1), "pixel": (2, 1), "text": (2, 1)}
+    assert answers[0].token_ids == answers[1].token_ids
+
+
+def test_cache_of_a_size_that_is_no_number_stops_the_server(
+    start: Callable[..., Any],
+) -> None:
+    with pytest.raises(ServerError, match="'feature_cache_gb' is -1; allowed: a number of GiB"):
+        start({"feature_cache_gb": -1}).__enter__()

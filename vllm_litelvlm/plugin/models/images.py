@@ -1,0 +1,66 @@
+"""The images of an encoder batch, on their way through vLLM's tower."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_litelvlm.plugin.models.tower import VllmTower
+from vllm_litelvlm.plugin.stopwatch import Section
+from vllm_litelvlm.pruning.base import to_device
+
+
+@dataclass(frozen=True)
+class VllmImages:
+    """See :class:`vllm_litelvlm.vision.images.Images`.
+
+    ``model`` is vLLM's LlavaForConditionalGeneration; ``pixel_values`` [images, 3, side, side].
+    What the tower and the projector take is no part of ``section``.
+    """
+
+    model: Any
+    pixel_values: Tensor
+    keys: Sequence[bytes]
+    section: Section
+
+    @property
+    def patches(self) -> int:
+        """Patch tokens of one image."""
+        return int(self._tower.embeddings.num_patches)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pixels are."""
+        return self.pixel_values.device
+
+    @property
+    def tower(self) -> VllmTower:
+        """The tower's blocks, on these images."""
+        return VllmTower(self._tower, self.pixel_values)
+
+    def run(self, images: Sequence[int], with_input: bool) -> tuple[Tensor, Tensor | None]:
+        """Run vLLM's tower as it is."""
+        pixel_values = self.pixel_values
+        if list(images) != list(range(len(pixel_values))):
+            pixel_values = pixel_values.index_select(0, to_device(images, self.device))
+        with self.section.pause():
+            if not with_input:
+                return self.model.vision_tower(pixel_values, feature_select_strategy="full"), None
+            last = len(self._tower.encoder.layers)
+            both = self.model.vision_tower(
+                pixel_values, select_layers=[last - 1, last], feature_select_strategy="full"
+            )
+        feature_input, hidden = both.chunk(2, dim=-1)
+        return hidden, feature_input
+
+    def project(self, patches: Tensor) -> Tensor:
+        """Patch tokens behind vLLM's projector."""
+        with self.section.pause():
+            projected: Tensor = self.model.multi_modal_projector(patches)
+        return projected
+
+    @property
+    def _tower(self) -> Any:
+        return self.model.vision_tower.vision_model

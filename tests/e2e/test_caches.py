@@ -1,6 +1,10 @@
 """What the caches spare the worker and the front end, and that they change no answer."""
 
+import json
+import os
 import random
+import subprocess
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -167,6 +171,32 @@ def test_same_pixels_under_two_client_given_uuids_are_one_image(
         answers.append(ask(server.url, turn, {"budget": 64}, 4))
     assert counts.new() == {"feature": (2, 1), "pixel": (2, 1), "text": (2, 1)}
     assert answers[0].token_ids == answers[1].token_ids
+
+
+def test_memory_profile_sees_as_many_images_as_a_step_holds_and_every_method(
+    checkpoint: Checkpoint,
+) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tests.e2e.profile_run",
+            str(checkpoint.llava),
+            str(checkpoint.clip),
+        ],
+        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    [images] = found["images_seen"]
+    assert images == 4096 // 576
+    # DivPrune looks at all tokens behind the projector; then come the kept ones.
+    assert found["projected"] == [[images, 576, 64], [images * 576, 64]]
+    assert (found["kept"], found["queries"]) == (0, 0)
+    assert found["cache_bytes"] == 2**29 // IMAGE_BYTES * IMAGE_BYTES
 
 
 def test_cache_of_a_size_that_is_no_number_stops_the_server(

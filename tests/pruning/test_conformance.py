@@ -210,6 +210,18 @@ class Forgetful(Shortened):
         return Selection(whole.tokens[:-1], whole.indices[:-1], whole.guided[:-1])
 
 
+class Listed(Shortened):
+    """An option that Python cannot hash."""
+
+    rows: list[int]
+
+
+def test_options_that_cannot_be_hashed_are_told_apart() -> None:
+    signals = random_signals([1, 1, 1], patches=36)
+    pruners = [Listed(rows=[1]), Listed(rows=[2]), Listed(rows=[1])]
+    assert [len(one.indices) for one in prune(signals, pruners, [9, 9, 9])] == [9, 9, 9]
+
+
 @pytest.mark.parametrize(
     ("pruner", "found"),
     [

@@ -19,11 +19,12 @@ def prune(signals: Signals, pruners: Sequence[Pruner], budgets: Sequence[int]) -
         pruners: one an image.
         budgets: one an image, each from 1 to ``signals.patches``.
     """
-    groups: dict[tuple[Pruner, int], list[int]] = defaultdict(list)
-    for image, wanted in enumerate(zip(pruners, budgets, strict=True)):
-        groups[wanted].append(image)
+    groups: dict[tuple[str, str, int], list[int]] = defaultdict(list)
+    for image, (pruner, budget) in enumerate(zip(pruners, budgets, strict=True)):
+        groups[pruner.name, pruner.model_dump_json(), budget].append(image)
     chosen: dict[int, Selection] = {}
-    for (pruner, budget), images in groups.items():
+    for images in groups.values():
+        pruner, budget = pruners[images[0]], budgets[images[0]]
         selection = pruner.select(signals.rows(images), budget)
         promised = (len(images), pruner.output_count(budget))
         if selection.tokens.shape[:2] != promised:

@@ -66,7 +66,7 @@ class SlotCache(nn.Module):
             memory = torch.zeros(slots, *shape, dtype=dtype)
             self.register_buffer(name, memory, persistent=False)
         self._places: OrderedDict[Hashable, int] = OrderedDict()
-        #: Since the start: keys that were looked for, and those that were there.
+        #: Keys that were looked for, and those that were there.
         self.queries = self.hits = 0
 
     @staticmethod
@@ -105,8 +105,9 @@ class SlotCache(nn.Module):
             memory.index_copy_(0, to_device(slots, memory.device), rows[name][first:])
 
     def clear(self) -> None:
-        """Forget every key."""
+        """Forget every key, and what was counted."""
         self._places.clear()
+        self.queries = self.hits = 0
 
     def _slot(self, key: Hashable) -> int:
         assert key not in self._places

@@ -24,6 +24,7 @@ from vllm_litelvlm.plugin.processor import (
     TEXT_IDS_FIELD,
     build_processor,
 )
+from vllm_litelvlm.plugin.profile import Profile
 from vllm_litelvlm.plugin.stopwatch import Stopwatch
 from vllm_litelvlm.plugin.trace import trace_selections
 from vllm_litelvlm.pruning.base import Selection
@@ -85,8 +86,24 @@ class LiteLVLMLlava(LlavaForConditionalGeneration):
             return self._process_image_input(image_input)  # stock vLLM, bit for bit
         pixel_values = image_input["pixel_values"]
         assert len(orders) == len(text_ids) == len(keys) == len(pixel_values)
+        if any(isinstance(order.pruner, Profile) for order in orders):
+            return self._profile(pixel_values, text_ids, orders)
         selections = self._select(pixel_values, keys, text_ids, orders)
         trace_selections(orders, text_ids, selections)
+        return self._project(selections)
+
+    def _profile(
+        self, pixel_values: Tensor, text_ids: list[Tensor], orders: list[WorkOrder]
+    ) -> MultiModalEmbeddings:
+        """Run vLLM's memory profile, whose images are one and the same, as if they were not."""
+        assert self.litelvlm is not None
+        keys = [number.to_bytes(4, "little") for number in range(len(orders))]
+        embeddings = self._project(self._select(pixel_values, keys, text_ids, orders))
+        self.litelvlm.forget()
+        return embeddings
+
+    def _project(self, selections: list[Selection]) -> MultiModalEmbeddings:
+        """Every image's tokens behind the projector, which runs once."""
         tokens = [selection.tokens for selection in selections]
         return self.multi_modal_projector(torch.cat(tokens)).split([len(kept) for kept in tokens])
 

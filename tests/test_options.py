@@ -294,10 +294,10 @@ def test_parameter_of_a_method_is_refused_by_naming_it(
     [
         (
             "litelvlm",
-            "budget, context, direction, guide, method, order, share, texts, variant",
+            "budget, context, direction, guide, method, order, repeat, share, texts, variant",
         ),
-        ("random", "budget, guide, method, seed, texts"),
-        ("keep-all", "budget, guide, method, texts"),
+        ("random", "budget, guide, method, repeat, seed, texts"),
+        ("keep-all", "budget, guide, method, repeat, texts"),
     ],
 )
 def test_unknown_option_is_refused_by_naming_those_of_the_method(method: str, allowed: str) -> None:
@@ -368,7 +368,7 @@ def test_server_option_is_refused_by_naming_it(
 
 def test_equal_bounds_are_allowed() -> None:
     server = parse_server_options({"min_budget": 64, "max_budget": 64, "budget": 64})
-    server.check_request(server.defaults, 64)
+    server.check_request(server.defaults, 64, 576)
     assert (server.min_budget, server.max_budget) == (64, 64)
 
 
@@ -385,7 +385,7 @@ def test_budget_outside_the_bounds_is_refused(
 ) -> None:
     server = parse_server_options(bounds)
     with pytest.raises(OptionsError) as raised:
-        server.check_request(PruningOptions(budget=budget), budget)
+        server.check_request(PruningOptions(budget=budget), budget, 576)
     assert f"'budget' comes to {budget} tokens; this server allows {allowed}." in str(raised.value)
 
 
@@ -397,28 +397,36 @@ def test_bounds_hold_for_the_merged_budget_in_tokens(budget: float, allowed: boo
     server = parse_server_options({"min_budget": 64, "max_budget": 192, "budget": 128})
     merged = parse_request_options({"budget": budget}, server)
     if allowed:
-        server.check_request(merged, merged.budget_tokens(576))
+        server.check_request(merged, merged.budget_tokens(576), 576)
     else:
         with pytest.raises(OptionsError, match=r"tokens; this server allows 64 to 192\."):
-            server.check_request(merged, merged.budget_tokens(576))
+            server.check_request(merged, merged.budget_tokens(576), 576)
+
+
+@pytest.mark.parametrize("repeat", ["full", "auto"])
+def test_whole_images_are_refused_where_the_budget_is_bounded(repeat: str) -> None:
+    options = parse_request_options({"budget": 64, "repeat": repeat}, ServerOptions())
+    parse_server_options({"max_budget": 576}).check_request(options, 64, 576)
+    with pytest.raises(OptionsError, match=f"'repeat' is '{repeat}', which serves some images who"):
+        parse_server_options({"max_budget": 575}).check_request(options, 64, 576)
 
 
 def test_number_and_length_of_texts_are_bounded() -> None:
     server = parse_server_options({"max_texts": 2, "max_text_length": 5})
-    server.check_request(PruningOptions(texts=("12345", "😀😀😀😀😀")), 64)
+    server.check_request(PruningOptions(texts=("12345", "😀😀😀😀😀")), 64, 576)
     with pytest.raises(OptionsError, match="'texts' has 3 texts; this server allows at most 2"):
-        server.check_request(PruningOptions(texts=("a", "a", "a")), 64)
+        server.check_request(PruningOptions(texts=("a", "a", "a")), 64, 576)
     with pytest.raises(OptionsError, match=r"a text of 6 characters; .* at most 5 \(CLIP reads 77"):
-        server.check_request(PruningOptions(texts=("a", "123456")), 64)
+        server.check_request(PruningOptions(texts=("a", "123456")), 64, 576)
 
 
 def test_texts_are_bounded_without_any_server_option() -> None:
     server = ServerOptions()
-    server.check_request(PruningOptions(texts=("x" * 4096,) * 64), 64)
+    server.check_request(PruningOptions(texts=("x" * 4096,) * 64), 64, 576)
     with pytest.raises(OptionsError, match="65 texts"):
-        server.check_request(PruningOptions(texts=("x",) * 65), 64)
+        server.check_request(PruningOptions(texts=("x",) * 65), 64, 576)
     with pytest.raises(OptionsError, match="4097 characters"):
-        server.check_request(PruningOptions(texts=("x" * 4097,)), 64)
+        server.check_request(PruningOptions(texts=("x" * 4097,)), 64, 576)
 
 
 def test_server_may_refuse_every_request_option() -> None:

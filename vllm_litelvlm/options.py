@@ -49,6 +49,14 @@ class PruningOptions(StrictModel):
         ),
     )
     method: str = Field("litelvlm", description="the name of a pruning method")
+    repeat: Literal["prune", "full", "auto"] = Field(
+        "prune",
+        description=(
+            '"prune", "full" or "auto": whether an image that comes back with another text is '
+            "pruned anew, served whole, or pruned as long as its texts together keep no more "
+            "tokens than it has"
+        ),
+    )
     parameters: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("budget", mode="before")
@@ -123,8 +131,11 @@ class ServerOptions(StrictModel):
             raise ValueError(_METHODS)
         return tuple(methods)
 
-    def check_request(self, options: PruningOptions, budget: int) -> None:
-        """Raise OptionsError where a request's merged options leave the operator's bounds."""
+    def check_request(self, options: PruningOptions, budget: int, patches: int) -> None:
+        """Raise OptionsError where a request's merged options leave the operator's bounds.
+
+        ``budget`` is what they come to for images of ``patches`` tokens.
+        """
         if self.methods is not None and options.method not in self.methods:
             raise OptionsError(
                 f"litelvlm option 'method' is {_shown(options.method)}; this server allows "
@@ -135,6 +146,11 @@ class ServerOptions(StrictModel):
             allowed = f"{self.min_budget} to {'all tokens' if highest is None else highest}"
             raise OptionsError(
                 f"litelvlm option 'budget' comes to {budget} tokens; this server allows {allowed}."
+            )
+        if options.repeat != "prune" and highest is not None and highest < patches:
+            raise OptionsError(
+                f"litelvlm option 'repeat' is {options.repeat!r}, which serves some images whole, "
+                f"with {patches} tokens; this server allows at most {highest}. Leave it out."
             )
         if options.texts is None:
             return

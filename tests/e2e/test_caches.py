@@ -41,7 +41,7 @@ class Counts:
 
     def value(self, name: str) -> float:
         for line in httpx.get(f"{self._url}/metrics", timeout=30).text.splitlines():
-            if line.startswith(f"{name} "):
+            if line.startswith((f"{name} ", f"{name}{{")):
                 return float(line.rsplit(" ", 1)[1])
         return 0.0
 
@@ -158,6 +158,42 @@ def test_second_text_about_an_image_is_preprocessed_encoded_and_embedded_only_wh
     # vLLM's own caches know this one.
     ask(server.url, user_turn("A first text.", image), {"budget": 65}, 1)
     assert counts.new() == {"feature": (0, 0), "pixel": (0, 0), "text": (0, 0)}
+
+
+def test_image_that_repeats_is_served_whole_once_and_then_from_the_prefix_cache(
+    server: Any, photographs: Sequence[Image.Image]
+) -> None:
+    image = photographs[2].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    questions = [f"{word}?" for word in ("What", "Where", "Who")]
+    server.forget()
+    plain = [ask(server.url, user_turn(text, image), {"method": "keep-all"}) for text in questions]
+    pruned = ask(server.url, user_turn(questions[0], image), {"budget": 64})
+    server.forget()
+    counts = Counts(server.url)
+    shared = counts.value("vllm:prefix_cache_hits_total")
+    options = {"budget": 64, "repeat": "full"}
+    first, second, third = (ask(server.url, user_turn(text, image), options) for text in questions)
+    assert first == pruned
+    assert second == plain[1]
+    assert third == plain[2]
+    # The second found the features that the first left; the third needed none, but for the end of
+    # the image, which no whole block of 128 tokens holds.
+    assert counts.new()["feature"] == (2, 2)
+    assert counts.value("vllm:prefix_cache_hits_total") - shared == 4 * 128
+    assert ask(server.url, user_turn(questions[0], image), options) == pruned
+
+
+def test_auto_prunes_by_as_many_texts_as_fit_into_one_image(
+    server: Any, photographs: Sequence[Image.Image]
+) -> None:
+    image = photographs[3].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    answers = [
+        ask(server.url, user_turn("Look.", image), {**options, "repeat": "auto", "budget": 192}, 1)
+        for options in ({"texts": f"a {thing}"} for thing in ("cup", "dog", "cat", "car", "cup"))
+    ]
+    pruned = answers[0].prompt_tokens
+    whole = pruned + 576 - 192
+    assert [answer.prompt_tokens for answer in answers] == [pruned, pruned, pruned, whole, pruned]
 
 
 def test_same_pixels_under_two_client_given_uuids_are_one_image(

@@ -33,6 +33,12 @@ def test_tensor_parallel_workers_behind_two_api_servers_answer_as_transformers(
             prompt = f"USER: <image>\n{question} ASSISTANT:"
             tokens = reference.generate(prompt, [photograph], [kept], 12)
             assert list(served.token_ids) == tokens
+        # Both workers have the image's features by now, and another text needs no more.
+        served = ask(running.url, user_turn(questions[1], photographs[0]), {"budget": 64}, 12)
+        kept = reference.choose(photographs[0], [questions[1]], 64).kept
+        prompt = f"USER: <image>\n{questions[1]} ASSISTANT:"
+        tokens = reference.generate(prompt, [photographs[0]], [kept], 12)
+        assert list(served.token_ids) == tokens
         # Its keys are means over heads, half of which each worker has.
         merging = {"method": "tome", "budget": 100}
         served = ask(running.url, user_turn(questions[0], photographs[0]), merging, 12)
@@ -41,5 +47,7 @@ def test_tensor_parallel_workers_behind_two_api_servers_answer_as_transformers(
         assert served.token_ids == expected.token_ids
         metrics = httpx.get(f"{running.url}/metrics", timeout=30).text.splitlines()
     # One observation a request: of the ranks only the first counts, of the servers all do.
-    assert "litelvlm_guidance_seconds_count 4.0" in metrics
-    assert 'litelvlm_images_total{method="litelvlm"} 3.0' in metrics
+    assert "litelvlm_guidance_seconds_count 5.0" in metrics
+    assert "litelvlm_feature_cache_queries_total 4.0" in metrics
+    assert "litelvlm_feature_cache_hits_total 1.0" in metrics
+    assert 'litelvlm_images_total{method="litelvlm"} 4.0' in metrics

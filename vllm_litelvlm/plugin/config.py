@@ -115,4 +115,4 @@ def _check_defaults(server: ServerOptions, patches: int) -> None:
         pruner_class(method)  # one that is unknown is refused
     defaults = server.defaults
     build_pruner(defaults.method, defaults.parameters, (*COMMON_OPTIONS, *SERVER_OPTIONS))
-    server.check_request(defaults, Plan.decide(defaults, patches).budget)
+    server.check_request(defaults, Plan.decide(defaults, patches).budget, patches)

@@ -18,6 +18,7 @@ from vllm_litelvlm import __version__
 from vllm_litelvlm.options import PruningOptions
 from vllm_litelvlm.plugin.profile import Profile
 from vllm_litelvlm.pruning.base import Pruner
+from vllm_litelvlm.pruning.keep_all import KeepAll
 from vllm_litelvlm.pruning.registry import build_pruner, method_version, settle
 
 
@@ -41,6 +42,11 @@ class Plan:
         pruner, budget = settle(options, patches)
         version = method_version(pruner.name)
         return cls(pruner.name, pruner.model_dump(), budget, version=version)
+
+    @classmethod
+    def whole(cls, patches: int) -> "Plan":
+        """Every token stays, whatever was asked for."""
+        return cls(KeepAll.name, {}, patches)
 
     @property
     def pruner(self) -> Pruner:

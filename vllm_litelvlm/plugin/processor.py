@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Literal
 
 import torch
 from transformers import BatchFeature
@@ -29,6 +30,7 @@ from vllm_litelvlm.plugin.instruction import InstructionReader
 from vllm_litelvlm.plugin.pixels import PixelCache, as_field, image_key
 from vllm_litelvlm.plugin.plan import Plan, WorkOrder
 from vllm_litelvlm.plugin.profile import Profile
+from vllm_litelvlm.plugin.repeats import Repeats
 from vllm_litelvlm.pruning.registry import method_names, pruner_class
 from vllm_litelvlm.vision.text import ClipTextTokenizer
 
@@ -49,6 +51,7 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         config = info.get_hf_config()
         self._guidance = guidance_config(config)
         self._patches = info.get_max_image_tokens()
+        self._repeats = Repeats(self._patches)
         self._pixels = PixelCache(int(self._guidance.server.pixel_cache_gb * 2**30))
         self._image_token_id = config.image_token_index
 
@@ -102,7 +105,7 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
 
     def _decide(self, options: PruningOptions, inputs: ProcessorInputs) -> Plan:
         plan = Plan.decide(options, self._patches)
-        self._guidance.server.check_request(options, plan.budget)
+        self._guidance.server.check_request(options, plan.budget, self._patches)
         if not pruner_class(plan.method).reads_text:
             return plan
         texts = options.texts
@@ -116,7 +119,28 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
                 f"litelvlm option 'method' is {plan.method!r}, which chooses by the text alone, "
                 "but the request has none; write one, name it in 'texts', or choose another method."
             )
+        if options.repeat != "prune" and not self._prunes(inputs, options.repeat, texts, plan):
+            return Plan.whole(self._patches)
         return dataclasses.replace(plan, texts=texts)
+
+    def _prunes(
+        self,
+        inputs: ProcessorInputs,
+        repeat: Literal["full", "auto"],
+        texts: tuple[str, ...],
+        plan: Plan,
+    ) -> bool:
+        """Whether the request's images are pruned, or served whole."""
+        items = inputs.mm_data_items.get("image")
+        images = items.get_all() if items is not None else []
+        if any(image is None for image in images):
+            return True  # an image that only vLLM's cache has, by the uuid that a client gave it
+        keys = [self._image_key(image) for image in images]
+        return self._repeats.prunes(keys, texts, plan.budget, repeat)
+
+    def _image_key(self, image: object, **others: object) -> bytes:
+        algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
+        return image_key(algorithm, image=image, **others)
 
     def get_dummy_inputs(self, *args: object, **kwargs: object) -> ProcessorInputs:
         """The costliest request that the server allows, for vLLM's memory profile.
@@ -142,8 +166,7 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         plan = Plan.from_json(str(others.pop(OPTIONS_KEY)))
         images = hf_data["images"]
         assert isinstance(images, Sequence)
-        algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
-        keys = [image_key(algorithm, image=image, **others) for image in images]
+        keys = [self._image_key(image, **others) for image in images]
 
         def preprocess(places: list[int]) -> torch.Tensor:
             some = {**hf_data, "images": [images[place] for place in places]}

@@ -62,6 +62,11 @@ class Guidance(nn.Module):
         row = ((len(self.scorer.projection.weight),), torch.float32)
         self.text_cache = SlotCache(texts, {"embedding": row}) if texts else None
 
+    def keeps_features(self, keys: Sequence[bytes]) -> bool:
+        """Whether the features of all these images are in the cache."""
+        cache = self.feature_cache
+        return cache is not None and all(key in cache for key in keys)
+
     def forget(self) -> None:
         """Empty the caches, as new weights demand."""
         for cache in (self.feature_cache, self.text_cache):

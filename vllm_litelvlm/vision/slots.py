@@ -77,6 +77,9 @@ class SlotCache(nn.Module):
     def __len__(self) -> int:
         return len(self._places)
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._places
+
     def find(self, keys: Sequence[Hashable]) -> list[int | None]:
         """The slot of each key, or None; what is found counts as used."""
         found = []

@@ -82,14 +82,17 @@ class LiteLVLMLlava(LlavaForConditionalGeneration):
         image_input = self._parse_and_validate_image_input(**kwargs)
         if image_input is None:
             return []
-        if all(isinstance(order.pruner, KeepAll) for order in orders):
+        assert self.litelvlm is not None
+        whole = all(isinstance(order.pruner, KeepAll) for order in orders)
+        if whole and not self.litelvlm.keeps_features(keys):
             return self._process_image_input(image_input)  # stock vLLM, bit for bit
         pixel_values = image_input["pixel_values"]
         assert len(orders) == len(text_ids) == len(keys) == len(pixel_values)
         if any(isinstance(order.pruner, Profile) for order in orders):
             return self._profile(pixel_values, text_ids, orders)
         selections = self._select(pixel_values, keys, text_ids, orders)
-        trace_selections(orders, text_ids, selections)
+        if not whole:
+            trace_selections(orders, text_ids, selections)
         return self._project(selections)
 
     def _profile(

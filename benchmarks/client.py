@@ -1,17 +1,18 @@
-"""Sends prompts to one server, a fixed number at a time, and writes down when tokens come."""
+"""Holds conversations with one server and writes down when tokens come."""
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from openai import AsyncOpenAI
 
+from benchmarks.conditions import Condition
 from benchmarks.machine import OtherLoad
-from benchmarks.workload import Prompt
+from benchmarks.settings import SERVED_MODEL_NAME, Case
+from benchmarks.workload import Conversation
 from vllm_litelvlm.options import OPTIONS_KEY
-
-SERVED_MODEL_NAME = "model"
 
 
 class MeasurementError(RuntimeError):
@@ -20,13 +21,18 @@ class MeasurementError(RuntimeError):
 
 @dataclass(frozen=True)
 class Timing:
-    """One request. Seconds: ``sent`` since its block began, the others since it was sent."""
+    """One request. Seconds: ``sent`` since its block began, the others since it was sent.
+
+    ``cached_tokens`` of the prompt were in the prefix cache; None where the server does not say.
+    """
 
     sent: float
     first_token: float
     last_token: float
     prompt_tokens: int
     output_tokens: int
+    cached_tokens: int | None = None
+    turn: int = 0
 
     @property
     def inter_token_latency(self) -> float | None:
@@ -38,102 +44,131 @@ class Timing:
 
 @dataclass(frozen=True)
 class Block:
-    """The requests of one round at one server and budget (None: the stock server).
+    """The requests of one round, case and condition (by its name).
 
     ``other_load`` is in cores: what processes that do not belong to the measurement kept busy.
+    ``kv_cache_peak`` is a share, the highest that was seen. The vision tower was to see
+    ``feature_queries`` images, and ``feature_hits`` of them were in the plugin's cache.
     """
 
     round: int
-    budget: int | None
+    case: Case
+    condition: str
     seconds: float
     timings: tuple[Timing, ...]
     other_load: float = 0.0
+    kv_cache_peak: float = 0.0
+    feature_queries: int = 0
+    feature_hits: int = 0
 
 
-async def send(
-    client: AsyncOpenAI, prompt: Prompt, budget: int | None, output_tokens: int, began: float = 0.0
-) -> Timing:
-    """Send one prompt and read its stream to the end. ``began`` is when its block began."""
-    options = {} if budget is None else {"mm_processor_kwargs": {OPTIONS_KEY: {"budget": budget}}}
-    sent = time.perf_counter()
-    stream = await client.chat.completions.create(
-        model=SERVED_MODEL_NAME,
-        messages=[
-            {
-                "role": "user",
-                "content": [
-                    {"type": "image_url", "image_url": {"url": prompt.image}},
-                    {"type": "text", "text": prompt.question},
-                ],
-            }
-        ],
-        temperature=0,
-        max_tokens=output_tokens,
-        stream=True,
-        stream_options={"include_usage": True},
-        extra_body={"ignore_eos": True, **options},
-    )
-    arrivals: list[float] = []
-    usage = None
-    async for chunk in stream:
-        usage = chunk.usage or usage
-        # The chunk that names the role may come before the first token; a token's text may be "".
-        if chunk.choices and chunk.choices[0].delta.role is None:
-            arrivals.append(time.perf_counter())
-    if usage is None or not arrivals or usage.completion_tokens != output_tokens:
-        raise MeasurementError(
-            f"Asked for {output_tokens} tokens; the stream ended with {len(arrivals)} chunks and "
-            f"usage {usage}."
+@dataclass
+class Session:
+    """Conversations with one server under one condition, and what they took.
+
+    ``prompts`` are the messages of each request, in the order of ``timings``.
+    """
+
+    client: AsyncOpenAI
+    condition: Condition
+    output_tokens: int
+    on_answer: Callable[[], None] = lambda: None
+    timings: list[Timing] = field(default_factory=list)
+    prompts: list[list[dict[str, Any]]] = field(default_factory=list)
+    _began: float = field(default_factory=time.perf_counter)
+
+    async def closed_loop(self, conversations: Sequence[Conversation], clients: int) -> None:
+        """Hold each conversation as soon as fewer than ``clients`` are under way."""
+        waiting = iter(conversations)
+
+        async def hold_one_after_another() -> None:
+            for conversation in waiting:
+                await self._hold(conversation)
+
+        await asyncio.gather(*(hold_one_after_another() for _ in range(clients)))
+
+    async def open_loop(
+        self, conversations: Sequence[Conversation], arrivals: Sequence[float]
+    ) -> None:
+        """Begin each conversation at its time, whatever is under way."""
+
+        async def hold_at(arrival: float, conversation: Conversation) -> None:
+            await asyncio.sleep(arrival - (time.perf_counter() - self._began))
+            await self._hold(conversation)
+
+        await asyncio.gather(*map(hold_at, arrivals, conversations))
+
+    async def timed(self, load: Awaitable[None]) -> tuple[float, float]:
+        """Seconds that ``load`` took, and the cores that other processes kept busy meanwhile."""
+        other_load = OtherLoad()
+        self._began = time.perf_counter()
+        await load
+        return time.perf_counter() - self._began, other_load.cores()
+
+    async def _hold(self, conversation: Conversation) -> None:
+        answers: list[str] = []
+        for turn in range(len(conversation.turns)):
+            messages = conversation.messages(answers)
+            options = self.condition.request_options(conversation, turn)
+            timing, answer = await self._send(messages, options, turn)
+            answers.append(answer)
+            self.timings.append(timing)
+            self.prompts.append(messages)
+            self.on_answer()
+
+    async def _send(
+        self, messages: list[dict[str, Any]], options: dict[str, Any] | None, turn: int
+    ) -> tuple[Timing, str]:
+        """Send a request and read its stream to the end."""
+        given = {} if options is None else {"mm_processor_kwargs": {OPTIONS_KEY: options}}
+        sent = time.perf_counter()
+        stream = await self.client.chat.completions.create(
+            model=SERVED_MODEL_NAME,
+            messages=messages,
+            temperature=0,
+            max_tokens=self.output_tokens,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True, **given},
         )
-    return Timing(
-        sent=sent - began,
-        first_token=arrivals[0] - sent,
-        last_token=arrivals[-1] - sent,
-        prompt_tokens=usage.prompt_tokens,
-        output_tokens=usage.completion_tokens,
-    )
+        arrivals: list[float] = []
+        answer = ""
+        usage = None
+        async for chunk in stream:
+            usage = chunk.usage or usage
+            # The chunk that names the role may come before the first token; a token's text may
+            # be "".
+            if chunk.choices and chunk.choices[0].delta.role is None:
+                arrivals.append(time.perf_counter())
+                answer += chunk.choices[0].delta.content or ""
+        if usage is None or not arrivals or usage.completion_tokens != self.output_tokens:
+            raise MeasurementError(
+                f"Asked for {self.output_tokens} tokens; the stream ended with {len(arrivals)} "
+                f"chunks and usage {usage}."
+            )
+        details = usage.prompt_tokens_details
+        timing = Timing(
+            sent=sent - self._began,
+            first_token=arrivals[0] - sent,
+            last_token=arrivals[-1] - sent,
+            prompt_tokens=usage.prompt_tokens,
+            output_tokens=usage.completion_tokens,
+            cached_tokens=None if details is None else details.cached_tokens,
+            turn=turn,
+        )
+        return timing, answer
 
 
-async def closed_loop(
-    client: AsyncOpenAI,
-    prompts: Sequence[Prompt],
-    *,
-    budget: int | None,
-    output_tokens: int,
-    concurrency: int,
-    round: int,
-    on_answer: Callable[[], None],
-) -> Block:
-    """Send ``prompts``, each as soon as fewer than ``concurrency`` are under way."""
-    waiting = iter(prompts)
-    timings: list[Timing] = []
-    other_load = OtherLoad()
-    began = time.perf_counter()
-
-    async def send_one_after_another() -> None:
-        for prompt in waiting:
-            timings.append(await send(client, prompt, budget, output_tokens, began))
-            on_answer()
-
-    await asyncio.gather(*(send_one_after_another() for _ in range(concurrency)))
-    seconds = time.perf_counter() - began
-    return Block(
-        round=round,
-        budget=budget,
-        seconds=seconds,
-        timings=tuple(timings),
-        other_load=other_load.cores(),
-    )
-
-
-def check_prompt_lengths(timings: Sequence[Timing], full_length: int, removed: int) -> None:
-    """Raise MeasurementError unless every prompt is ``removed`` tokens below ``full_length``.
+def check_prompt_lengths(timings: Sequence[Timing], full: Sequence[int], removed: int) -> None:
+    """Raise MeasurementError unless every prompt is ``removed`` tokens below its ``full`` length.
 
     Without this a plugin that silently does nothing would be measured.
     """
-    found = sorted({timing.prompt_tokens for timing in timings})
-    if found != [full_length - removed]:
-        raise MeasurementError(
-            f"Prompts of {full_length} tokens should have {full_length - removed} after removing "
-            f"{removed} visual tokens, but the server counted {found}."
-        )
+    if not timings:
+        raise MeasurementError("No request was measured.")
+    for timing, length in zip(timings, full, strict=True):
+        if timing.prompt_tokens != length - removed:
+            raise MeasurementError(
+                f"A prompt of {length} tokens should have {length - removed} after removing "
+                f"{removed} visual tokens, but the server counted {timing.prompt_tokens}."
+            )

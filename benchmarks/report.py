@@ -1,4 +1,4 @@
-"""Statistics of measured blocks, as a table and a plot."""
+"""Statistics of measured blocks, as tables."""
 
 import json
 import math
@@ -6,13 +6,15 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 
 from benchmarks.client import Block
+from benchmarks.conditions import STOCK_NAME
 from benchmarks.machine import Machine, package_versions
-from benchmarks.rounds import Settings
+from benchmarks.record import Record
+from benchmarks.settings import Case, Settings
+from benchmarks.workload import WORKLOADS
 
 
 @dataclass(frozen=True)
@@ -34,23 +36,32 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Row:
-    """One server and budget (None: stock). Times in seconds; ratios to stock in the same round."""
+    """One case and condition. Times in seconds; ratios to stock in the same round and case.
 
-    budget: int | None
+    Tokens are means over requests, ``first_token_by_turn`` over those of each turn. The peak use
+    of the KV cache is a share; ``other_load`` is the highest of the row's blocks, in cores.
+    """
+
+    case: Case
+    condition: str
     requests: int
     prompt_tokens: float
+    cached_tokens: float | None
     requests_per_second: Estimate
     prompt_tokens_per_second: float
     first_token_mean: float
     first_token_p50: float
     first_token_p95: float
+    first_token_by_turn: tuple[float, ...]
     inter_token_mean: float | None
+    kv_cache_peak: float
+    other_load: float
     throughput_ratio: Estimate
     first_token_ratio: Estimate
 
     @property
-    def name(self) -> str:
-        return "stock vLLM" if self.budget is None else f"litelvlm, budget {self.budget}"
+    def is_stock(self) -> bool:
+        return self.condition == STOCK_NAME
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -66,35 +77,46 @@ def mean_first_token(block: Block) -> float:
     return statistics.fmean(timing.first_token for timing in block.timings)
 
 
-def summarise(blocks: Sequence[Block]) -> list[Row]:
-    """One row a server and budget, stock first, then budgets from large to small."""
-    stock = {block.round: block for block in blocks if block.budget is None}
-    budgets = sorted({block.budget for block in blocks if block.budget is not None}, reverse=True)
+def summarise(settings: Settings, blocks: Sequence[Block]) -> list[Row]:
+    """One row a case and condition, in the order of the settings: stock is a case's first."""
+    stock = {(b.round, b.case): b for b in blocks if b.condition == STOCK_NAME}
     return [
-        _row([block for block in blocks if block.budget == budget], stock)
-        for budget in [None, *budgets]
+        _row([b for b in blocks if (b.case, b.condition) == (case, condition.name)], stock)
+        for case in settings.cases
+        for condition in settings.conditions(case.workload)
     ]
 
 
-def _row(blocks: list[Block], stock: dict[int, Block]) -> Row:
+def _row(blocks: list[Block], stock: dict[tuple[int, Case], Block]) -> Row:
     timings = [timing for block in blocks for timing in block.timings]
     first_tokens = [timing.first_token for timing in timings]
     gaps = [t.inter_token_latency for t in timings if t.inter_token_latency is not None]
+    cached = [t.cached_tokens for t in timings if t.cached_tokens is not None]
+    turns = sorted({timing.turn for timing in timings})
 
     def ratio(measure: Callable[[Block], float]) -> Estimate:
-        return Estimate.of([measure(block) / measure(stock[block.round]) for block in blocks])
+        return Estimate.of(
+            [measure(block) / measure(stock[block.round, block.case]) for block in blocks]
+        )
 
     return Row(
-        budget=blocks[0].budget,
+        case=blocks[0].case,
+        condition=blocks[0].condition,
         requests=len(timings),
         prompt_tokens=statistics.fmean(timing.prompt_tokens for timing in timings),
+        cached_tokens=statistics.fmean(cached) if cached else None,
         requests_per_second=Estimate.of([requests_per_second(block) for block in blocks]),
         prompt_tokens_per_second=sum(timing.prompt_tokens for timing in timings)
         / sum(block.seconds for block in blocks),
         first_token_mean=statistics.fmean(first_tokens),
         first_token_p50=percentile(first_tokens, 0.5),
         first_token_p95=percentile(first_tokens, 0.95),
+        first_token_by_turn=tuple(
+            statistics.fmean(t.first_token for t in timings if t.turn == turn) for turn in turns
+        ),
         inter_token_mean=statistics.fmean(gaps) if gaps else None,
+        kv_cache_peak=max(block.kv_cache_peak for block in blocks),
+        other_load=max(block.other_load for block in blocks),
         throughput_ratio=ratio(requests_per_second),
         first_token_ratio=ratio(mean_first_token),
     )
@@ -103,107 +125,129 @@ def _row(blocks: list[Block], stock: dict[int, Block]) -> Row:
 _COLUMNS = (
     "server",
     "prompt tokens",
+    "of them cached",
     "requests/s",
-    "prompt tokens/s",
     "TTFT mean (s)",
     "p50",
     "p95",
     "inter-token (ms)",
+    "KV cache peak",
     "throughput ÷ stock",
     "TTFT ÷ stock",
+    "other load",
 )
 
 
+def tables(rows: Sequence[Row]) -> str:
+    """A heading and table for each workload; for chats one of the turns besides."""
+    parts = []
+    for workload in dict.fromkeys(row.case.workload for row in rows):
+        some = [row for row in rows if row.case.workload == workload]
+        parts += [f"**{WORKLOADS[workload].title}** (`{workload}`)", markdown_table(some)]
+        if any(len(row.first_token_by_turn) > 1 for row in some):
+            parts += ["Mean TTFT (s) of each turn:", _turns_table(some)]
+    return "\n\n".join(parts)
+
+
 def markdown_table(rows: Sequence[Row]) -> str:
-    lines = ["| " + " | ".join(_COLUMNS) + " |", "| --- " + "| ---: " * (len(_COLUMNS) - 1) + "|"]
+    """The rows of one workload, with a column for the case where there are several."""
+    return _table(_COLUMNS, rows, _cells)
+
+
+def _turns_table(rows: Sequence[Row]) -> str:
+    turns = range(max(len(row.first_token_by_turn) for row in rows))
+    columns = ["server", *(f"turn {turn + 1}" for turn in turns)]
+    return _table(columns, rows, lambda row: [row.condition, *map(_time, row.first_token_by_turn)])
+
+
+def _table(columns: Sequence[str], rows: Sequence[Row], cells: Callable[[Row], list[str]]) -> str:
+    cases = list(dict.fromkeys(row.case for row in rows))
+    several = len(cases) > 1
+    columns = ["load", *columns] if several else columns
+    left = "| --- " * (2 if several else 1)
+    lines = [
+        "| " + " | ".join(columns) + " |",
+        left + "| ---: " * (len(columns) - several - 1) + "|",
+    ]
     for row in rows:
-        gap = "–" if row.inter_token_mean is None else f"{1000 * row.inter_token_mean:.0f}"
-        cells = [
-            row.name,
-            f"{row.prompt_tokens:.0f}",
-            row.requests_per_second.show(3),
-            f"{row.prompt_tokens_per_second:.0f}",
-            f"{row.first_token_mean:.2f}",
-            f"{row.first_token_p50:.2f}",
-            f"{row.first_token_p95:.2f}",
-            gap,
-            "1" if row.budget is None else row.throughput_ratio.show(2),
-            "1" if row.budget is None else row.first_token_ratio.show(2),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+        # A case is named once, before its first row.
+        label = [row.case.label(cases) if row.is_stock else ""] if several else []
+        lines.append("| " + " | ".join([*label, *cells(row)]) + " |")
     return "\n".join(lines)
 
 
-def plot(rows: Sequence[Row], path: Path, title: str) -> None:
-    """Draw both ratios against the budget, with standard errors."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def _cells(row: Row) -> list[str]:
+    return [
+        row.condition,
+        f"{row.prompt_tokens:.0f}",
+        "–" if row.cached_tokens is None else f"{row.cached_tokens:.0f}",
+        row.requests_per_second.show(3),
+        _time(row.first_token_mean),
+        _time(row.first_token_p50),
+        _time(row.first_token_p95),
+        "–" if row.inter_token_mean is None else f"{1000 * row.inter_token_mean:.0f}",
+        f"{100 * row.kv_cache_peak:.1f}%",
+        "1" if row.is_stock else row.throughput_ratio.show(2),
+        "1" if row.is_stock else row.first_token_ratio.show(2),
+        f"{row.other_load:.2f}",
+    ]
 
-    pruned = [row for row in rows if row.budget is not None]
-    positions = range(len(pruned))
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = (
-        ("Throughput ÷ stock (higher is better)", [row.throughput_ratio for row in pruned]),
-        (
-            "Time to first token ÷ stock (lower is better)",
-            [row.first_token_ratio for row in pruned],
-        ),
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.{2 if seconds >= 1 else 3}f}"
+
+
+def notes(settings: Settings, record: Record, machine: Machine, model: str) -> str:
+    """What the tables must not be read without."""
+    installed = ", ".join(f"{name} {number}" for name, number in package_versions().items())
+    others = [block.other_load for block in record.blocks]
+    loads = ", ".join(dict.fromkeys(case.load for case in settings.cases))
+    fits = "; ".join(f"{name} {capacity}" for name, capacity in record.capacities.items())
+    return (
+        f"Model: {model}, bfloat16. Load: {loads}; {settings.output_tokens} output tokens; "
+        f"{settings.rounds} rounds of at least {settings.requests} requests, in whole "
+        f"conversations. Machine: {machine}. Versions: {installed}. "
+        f"Other processes kept {statistics.fmean(others):.2f} cores busy, at most "
+        f"{max(others):.2f} in a block (the last column: at most in the row's). "
+        f"{_sittings(record)}"
+        "Ratios are to stock in the same round; ± is one standard error over rounds. "
+        "Every block has images and texts of its own, and no cache is reset: what a block finds in "
+        "vLLM's caches (prefix, multimodal, encoder) or in the plugin's it put there itself. "
+        "Cached tokens are those of the prefix cache, as the server reports them. "
+        f"The KV cache's peak is the highest use seen on /metrics. It holds at once: {fits}."
     )
-    for axes, (label, ratios) in zip(figure.subplots(1, 2), panels, strict=True):
-        means = [ratio.mean for ratio in ratios]
-        errors = [ratio.standard_error or 0.0 for ratio in ratios]
-        axes.axhline(1, color="0.5", linestyle="--", linewidth=1, label="stock vLLM")
-        axes.errorbar(positions, means, yerr=errors, marker="o", capsize=4, label="litelvlm")
-        for position, mean, error in zip(positions, means, errors, strict=True):
-            place = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
-            axes.annotate(f"{mean:.2f}", (position, mean + error), **place)
-        axes.set_xticks(positions, [str(row.budget) for row in pruned])
-        axes.set_xlim(-0.4, len(pruned) - 0.4)
-        axes.set_ylim(0, 1.15 * max([1.0, *(m + e for m, e in zip(means, errors, strict=True))]))
-        axes.set_xlabel("Budget (visual tokens kept per image)")
-        axes.set_title(label, fontsize="medium")
-        axes.grid(axis="y", alpha=0.3)
-        axes.legend(loc="best", frameon=False)
-    figure.suptitle(title, fontsize="small", color="0.3")
-    figure.savefig(path, dpi=150)
+
+
+def _sittings(record: Record) -> str:
+    if record.sittings < 2:
+        return ""
+    return f"The servers were started {record.sittings} times, since the run was taken up again. "
 
 
 def write(
-    folder: Path,
     settings: Settings,
-    blocks: Sequence[Block],
+    record: Record,
     rows: Sequence[Row],
     machine: Machine,
     *,
     model: str,
     command: str,
 ) -> None:
-    """Write ``results.json`` (with every request's times), ``table.md`` and ``plot.png``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    versions = package_versions()
+    """Write ``results.json`` (with every request's times) and ``table.md``."""
     result = {
         "command": command,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": asdict(machine),
-        "versions": versions,
+        "versions": package_versions(),
         "settings": asdict(settings),
         "server_arguments": settings.server_arguments,
-        "summary": [{"name": row.name, **asdict(row)} for row in rows],
-        "blocks": [asdict(block) for block in blocks],
+        "server_options": {name: settings.server_options(name) for name in settings.servers},
+        "capacities": {name: asdict(found) for name, found in record.capacities.items()},
+        "sittings": record.sittings,
+        "summary": [asdict(row) for row in rows],
+        "blocks": [asdict(block) for block in record.blocks],
     }
+    folder = settings.output
     (folder / "results.json").write_text(json.dumps(result, indent=1, default=str) + "\n")
-    load = (
-        f"{settings.concurrency} requests at a time, {settings.output_tokens} output tokens, "
-        f"{settings.rounds} x {settings.requests} requests"
-    )
-    installed = ", ".join(f"{name} {number}" for name, number in versions.items())
-    others = [block.other_load for block in blocks]
-    notes = (
-        f"Model: {model}, bfloat16. Load: {load}. Machine: {machine}. Versions: {installed}. "
-        f"Other processes kept {statistics.fmean(others):.2f} cores busy, at most "
-        f"{max(others):.2f} in a block. "
-        "Ratios are to stock in the same round; ± is one standard error over rounds."
-    )
-    (folder / "table.md").write_text(f"{markdown_table(rows)}\n\n{notes}\n\n    {command}\n")
-    plot(rows, folder / "plot.png", f"{model}; {load}\n{machine}")
+    told = notes(settings, record, machine, model)
+    (folder / "table.md").write_text(f"{tables(rows)}\n\n{told}\n\n    {command}\n")

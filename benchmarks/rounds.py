@@ -1,149 +1,197 @@
-"""Runs both servers and measures them in turn, round by round."""
+"""Runs the servers and measures them in turn, round by round."""
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
 
-import torch
 from openai import AsyncOpenAI
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.client import SERVED_MODEL_NAME, Block, check_prompt_lengths, closed_loop, send
-from benchmarks.workload import Workload
+from benchmarks.client import Block, MeasurementError, Session, check_prompt_lengths
+from benchmarks.conditions import STOCK, UNCACHED, Condition, rotated
+from benchmarks.engine import (
+    FEATURE_HITS,
+    FEATURE_QUERIES,
+    Capacity,
+    capacity,
+    metric,
+    peak_cache_use,
+    prompt_lengths,
+    read_metrics,
+)
+from benchmarks.record import Record
+from benchmarks.settings import Case, Settings
+from benchmarks.workload import Conversation, Workload, arrivals
 from vllm_litelvlm.activation import PLUGIN_NAME
 from vllm_litelvlm.demo.server import Server, serve
 
-Condition = TypeVar("Condition")
-
 
 @dataclass(frozen=True)
-class Settings:
-    """What is measured. ``requests`` is per round, server and budget."""
+class Place:
+    """Where a block belongs."""
 
-    model: str
-    clip_model: str | None
-    visual_tokens: int
-    budgets: tuple[int, ...]
-    requests: int
-    rounds: int
-    output_tokens: int
-    concurrency: int
-    seed: int
-    output: Path
-    extra_arguments: tuple[str, ...] = ()
-
-    @property
-    def server_arguments(self) -> list[str]:
-        """Arguments of ``vllm serve`` that both servers get; the user's come last and win."""
-        common = [
-            f"--served-model-name={SERVED_MODEL_NAME}",
-            "--dtype=bfloat16",
-            "--max-model-len=2048",
-            f"--max-num-seqs={max(8, self.concurrency)}",
-        ]
-        # The two servers share a graphics card; on a processor compiling only delays the start.
-        gpu = torch.cuda.is_available()
-        common += ["--gpu-memory-utilization=0.4"] if gpu else ["--enforce-eager"]
-        return [*common, *self.extra_arguments]
+    round: int
+    case: Case
+    condition: Condition
 
 
-def measure(settings: Settings, console: Console) -> list[Block]:
-    """Start the servers, check them, measure every round.
+def places(settings: Settings) -> Iterator[Place]:
+    """Every block, in the order of measurement: a round holds all cases and conditions."""
+    for number in range(settings.rounds):
+        for case in settings.cases:
+            for condition in rotated(settings.conditions(case.workload), number):
+                yield Place(number, case, condition)
+
+
+def measure(settings: Settings, record: Record, console: Console) -> None:
+    """Start the servers, check them, and measure every block that ``record`` does not hold.
 
     Raises ServerError when a server does not start and MeasurementError when the plugin's prompts
     are not shorter by exactly the tokens that it was told to remove.
     """
-    common = settings.server_arguments
+    missing = [p for p in places(settings) if not record.has(p.round, p.case, p.condition.name)]
+    if not missing:
+        return
     with ExitStack() as running:
-        with console.status("Starting stock vllm serve ..."):
-            stock = running.enter_context(
-                serve(
-                    settings.model,
-                    plugin=False,
-                    arguments=common,
-                    environment={"VLLM_PLUGINS": ""},
-                    log=settings.output / "stock.log",
-                )
-            )
-        with console.status(f"Starting vllm serve --plugin {PLUGIN_NAME} ..."):
-            pruning = running.enter_context(
-                serve(
-                    settings.model,
-                    clip_model=settings.clip_model,
-                    arguments=common,
-                    environment={"VLLM_PLUGINS": PLUGIN_NAME},
-                    log=settings.output / f"{PLUGIN_NAME}.log",
-                )
-            )
-        return asyncio.run(_run_rounds(settings, stock, pruning, console))
-
-
-def rotated(conditions: Sequence[Condition], round: int) -> list[Condition]:
-    """The order of a round: each starts one further than the round before."""
-    start = round % len(conditions)
-    return [*conditions[start:], *conditions[:start]]
-
-
-async def _run_rounds(
-    settings: Settings, stock: Server, pruning: Server, console: Console
-) -> list[Block]:
-    workload = Workload(settings.seed)
-    orders = [rotated([None, *settings.budgets], number) for number in range(settings.rounds)]
-    async with _client(stock) as to_stock, _client(pruning) as to_plugin:
-        with console.status("Warming up, and checking that the plugin prunes ..."):
-            full_length = await _check(settings, to_stock, to_plugin, workload)
-        with console.status("Encoding images ..."):
-            prompts = [[workload.take(settings.requests) for _ in order] for order in orders]
-        blocks: list[Block] = []
-        with _progress(console) as progress:
-            total = sum(map(len, orders)) * settings.requests
-            task = progress.add_task("", total=total)
-            for number, order in enumerate(orders):
-                for budget, batch in zip(order, prompts[number], strict=True):
-                    server = "stock" if budget is None else f"budget {budget}"
-                    progress.update(task, description=f"round {number + 1}: {server}")
-                    block = await closed_loop(
-                        to_stock if budget is None else to_plugin,
-                        batch,
-                        budget=budget,
-                        output_tokens=settings.output_tokens,
-                        concurrency=settings.concurrency,
-                        round=number,
-                        on_answer=lambda: progress.advance(task),
+        servers = {}
+        for name in settings.servers:
+            plugin = name != STOCK
+            with console.status(f"Starting vllm serve ({name}) ..."):
+                servers[name] = running.enter_context(
+                    serve(
+                        settings.model,
+                        plugin=plugin,
+                        clip_model=settings.clip_model if plugin else None,
+                        options=settings.server_options(name) if plugin else None,
+                        arguments=settings.server_arguments,
+                        environment={"VLLM_PLUGINS": PLUGIN_NAME if plugin else ""},
+                        log=settings.output / f"{name}.log",
                     )
-                    removed = 0 if budget is None else settings.visual_tokens - budget
-                    check_prompt_lengths(block.timings, full_length, removed)
-                    blocks.append(block)
-    return blocks
+                )
+        asyncio.run(_Run(settings, servers, record, console).go())
 
 
-async def _check(
-    settings: Settings, to_stock: AsyncOpenAI, to_plugin: AsyncOpenAI, workload: Workload
-) -> int:
-    """Send the same prompts to both servers; return their number of tokens without pruning.
+@dataclass
+class _Run:
+    settings: Settings
+    servers: dict[str, Server]
+    record: Record
+    console: Console
 
-    Every budget occurs. This is the warm-up too, so each server gets as many requests at a time as
-    it will while it is measured.
-    """
-    prompts = workload.take(max(settings.concurrency, len(settings.budgets)))
-    budgets = [settings.budgets[i % len(settings.budgets)] for i in range(len(prompts))]
-    tokens = settings.output_tokens
-    full = await asyncio.gather(*(send(to_stock, prompt, None, tokens) for prompt in prompts))
-    pruned = await asyncio.gather(
-        *(
-            send(to_plugin, prompt, budget, tokens)
-            for prompt, budget in zip(prompts, budgets, strict=True)
+    async def go(self) -> None:
+        async with AsyncExitStack() as opened:
+            self._clients = {
+                name: await opened.enter_async_context(_client(server))
+                for name, server in self.servers.items()
+            }
+            with self.console.status("Warming up, and checking that the plugin prunes ..."):
+                for name in self.servers:
+                    await self._warm_up(name)
+                capacities = {name: await self._capacity(name) for name in self.servers}
+            self.record.add_sitting(capacities)
+            await self._measure_blocks()
+
+    async def _warm_up(self, server: str) -> None:
+        """Send a server as many requests at a time as it will get, with all of its conditions.
+
+        They are of a sequence of their own, so that a run that goes on measures the same images.
+        """
+        workload = Workload(self.settings.seed + 1)
+        found = {
+            condition.name: condition
+            for name in self.settings.workloads
+            for condition in self.settings.conditions(name)
+            if condition.server == server
+        }
+        each = -(-max(self.settings.concurrency) // len(found))
+        sessions = [self._session(condition) for condition in found.values()]
+        prompts = [workload.take(each) for _ in sessions]
+        loads = zip(sessions, prompts, strict=True)
+        await asyncio.gather(*(session.closed_loop(some, each) for session, some in loads))
+        for session in sessions:
+            await self._check_lengths(session, images=1)
+
+    async def _measure_blocks(self) -> None:
+        settings, record = self.settings, self.record
+        workload = Workload(settings.seed)
+        each = {case: case.requests(settings.requests) for case in settings.cases}
+        with _progress(self.console) as progress:
+            total = sum(each[place.case] for place in places(settings))
+            task = progress.add_task("", total=total)
+            for place in places(settings):
+                case, name = place.case, place.condition.name
+                # Taken also where it is not sent: every block has the same images in every sitting.
+                conversations = workload.take(settings.requests, case.workload, case.size)
+                if record.has(place.round, case, name):
+                    progress.advance(task, each[case])
+                    continue
+                progress.update(task, description=f"{place.round + 1}: {case.workload}, {name}")
+                session = self._session(place.condition)
+                session.on_answer = lambda: progress.advance(task)
+                record.add(await self._block(place, session, conversations))
+
+    async def _block(
+        self, place: Place, session: Session, conversations: list[Conversation]
+    ) -> Block:
+        """Measure one block, and check afterwards that it was what it should have been."""
+        server = self.servers[place.condition.server]
+        before = await read_metrics(server)
+        ended = asyncio.Event()
+        watching = asyncio.create_task(peak_cache_use(server, ended))
+        try:
+            seconds, other_load = await session.timed(self._load(place, session, conversations))
+        finally:
+            ended.set()
+        peak = await watching
+        after = await read_metrics(server)
+        queries, hits = (
+            int(metric(after, name) - metric(before, name))
+            for name in (FEATURE_QUERIES, FEATURE_HITS)
         )
-    )
-    full_length = full[0].prompt_tokens
-    check_prompt_lengths(full, full_length, removed=0)
-    for timing, budget in zip(pruned, budgets, strict=True):
-        check_prompt_lengths([timing], full_length, settings.visual_tokens - budget)
-    return full_length
+        await self._check_lengths(session, images=len(conversations[0].images))
+        if place.condition.server == UNCACHED and hits:
+            raise MeasurementError(f"The server without caches had {hits} images in its cache.")
+        return Block(
+            round=place.round,
+            case=place.case,
+            condition=place.condition.name,
+            seconds=seconds,
+            timings=tuple(session.timings),
+            other_load=other_load,
+            kv_cache_peak=peak,
+            feature_queries=queries,
+            feature_hits=hits,
+        )
+
+    async def _load(
+        self, place: Place, session: Session, conversations: list[Conversation]
+    ) -> None:
+        case = place.case
+        if case.rate is None:
+            await session.closed_loop(conversations, case.concurrency or 1)
+            return
+        # The same arrivals for every condition of a round.
+        seed = f"{self.settings.seed} {place.round} {case}"
+        rate = case.rate / len(conversations[0].turns)
+        await session.open_loop(conversations, arrivals(rate, len(conversations), seed))
+
+    async def _check_lengths(self, session: Session, images: int) -> None:
+        """Compare with the stock server's count of the very same messages."""
+        full = await prompt_lengths(self.servers[STOCK], session.prompts)
+        budget = session.condition.budget
+        removed = 0 if budget is None else images * (self.settings.visual_tokens - budget)
+        check_prompt_lengths(session.timings, full, removed)
+
+    async def _capacity(self, name: str) -> Capacity:
+        server = self.servers[name]
+        log = server.log.read_text(encoding="utf-8", errors="replace")
+        return capacity(log, await read_metrics(server), self.settings.longest)
+
+    def _session(self, condition: Condition) -> Session:
+        client = self._clients[condition.server]
+        return Session(client, condition, self.settings.output_tokens)
 
 
 def _client(server: Server) -> AsyncOpenAI:
@@ -152,7 +200,7 @@ def _client(server: Server) -> AsyncOpenAI:
 
 def _progress(console: Console) -> Progress:
     columns = (
-        TextColumn("{task.description:<20}"),
+        TextColumn("{task.description:<50}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("requests"),

@@ -1,25 +1,35 @@
 """Throughput and time to first token of the plugin against stock vLLM, on the same checkpoint.
 
-Two real servers run with the same arguments: stock, where the plugin is not even loaded, and
-``--plugin litelvlm``. They are measured in turn, never at the same time: in every round the stock
-server and the plugin at every budget answer the same number of new requests, and the order
-rotates from round to round.
+Real servers run with the same arguments: stock, where the plugin is not even loaded, and
+``--plugin litelvlm`` (twice where its caches are compared with none). They are measured in turn,
+never at the same time: in every round each condition answers the same number of new requests of
+the same workload under the same load, and the order rotates from round to round.
 """
 
 import argparse
+import math
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from openai import OpenAIError
 from rich.console import Console
 
 from benchmarks.client import MeasurementError
-from benchmarks.machine import Machine
-from benchmarks.report import markdown_table, summarise, write
-from benchmarks.rounds import Settings, measure
+from benchmarks.conditions import METHODS
+from benchmarks.machine import Machine, package_versions
+from benchmarks.record import Record
+from benchmarks.report import summarise, tables, write
+from benchmarks.rounds import measure
+from benchmarks.settings import Settings
+from benchmarks.throughput_plot import plot
+from benchmarks.workload import WORKLOADS
 from vllm_litelvlm.demo.checkpoint import LARGE, SMALL, build_checkpoint
 from vllm_litelvlm.errors import LiteLVLMError
 
@@ -39,24 +49,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = _settings(options, console)
         if settings.budgets[0] > settings.visual_tokens:
             parser.error(f"--budgets: this model has {settings.visual_tokens} tokens per image")
-        blocks = measure(settings, console)
+        start = Record.resume if options.resume else Record.begin
+        record = start(settings.output, _identity(settings, machine))
+        measure(settings, record, console)
     except (LiteLVLMError, MeasurementError, OpenAIError) as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False)
         return 1
-    rows = summarise(blocks)
+    rows = summarise(settings, record.blocks)
     model = options.model or f"{options.geometry} geometry, random weights"
-    command = shlex.join(["python", "-m", "benchmarks.throughput", *given])
-    write(settings.output, settings, blocks, rows, machine, model=model, command=command)
-    print(markdown_table(rows))
-    console.print(f"Written to {settings.output}: results.json, table.md, plot.png")
+    # vLLM's own variables change what is measured as much as arguments do.
+    variables = [f"{name}={value}" for name, value in os.environ.items() if name[:5] == "VLLM_"]
+    command = shlex.join([*variables, "python", "-m", "benchmarks.throughput", *given])
+    write(settings, record, rows, machine, model=model, command=command)
+    for workload in settings.workloads:
+        some = [row for row in rows if row.case.workload == workload]
+        load = f"{settings.output_tokens} output tokens, {settings.rounds} rounds"
+        plot(some, settings.output / f"plot-{workload}.png", f"{model}; {load}\n{machine}")
+    print(tables(rows))
+    console.print(f"Written to {settings.output}: results.json, table.md, plot-*.png")
     return 0
+
+
+def _identity(settings: Settings, machine: Machine) -> dict[str, Any]:
+    """What must not have changed when a run goes on: blocks are compared with each other."""
+    hardware = {key: value for key, value in asdict(machine).items() if key != "load_before"}
+    return {**settings.identity(), **hardware, "versions": package_versions()}
 
 
 def arguments_parser() -> argparse.ArgumentParser:
     """The command line. Counts are whole numbers from 1."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.throughput",
-        usage="%(prog)s [options] [-- arguments of vllm serve, for both servers]",
+        usage="%(prog)s [options] [-- arguments of vllm serve, for all servers]",
         description=(__doc__ or "").partition("\n")[0],
     )
     add = parser.add_argument
@@ -76,24 +100,62 @@ def arguments_parser() -> argparse.ArgumentParser:
         default=[576, 192, 128, 64],
         help="visual tokens kept per image (default: 576 192 128 64)",
     )
-    counts = (
-        ("--requests", "N", 8, "requests per round, server and budget"),
-        ("--rounds", "R", 3, "repetitions; a single one gives no standard error"),
-        ("--output-tokens", "T", 8, "generated per request, exactly"),
-        ("--concurrency", "C", 4, "requests under way at the same time"),
+    add(
+        "--methods",
+        metavar="METHOD",
+        choices=METHODS,
+        nargs="+",
+        default=["litelvlm"],
+        help="pruning methods (default: litelvlm); random, which scores nothing, is the ideal",
     )
-    for flag, metavar, default, meaning in counts:
-        add(flag, metavar=metavar, type=_count, default=default, help=f"{meaning} ({default})")
-    add("--seed", metavar="S", type=int, default=0, help="of images and questions (0)")
+    _add_loads(parser)
+    add("--seed", metavar="S", type=int, default=0, help="of images, texts and arrivals (0)")
     add(
         "--output",
         metavar="FOLDER",
         type=Path,
         default=Path("benchmarks/results/throughput"),
-        help="for results.json, table.md, plot.png and both servers' logs (%(default)s)",
+        help="for blocks.jsonl, results.json, table.md, plots and the servers' logs (%(default)s)",
     )
+    add("--resume", action="store_true", help="go on from the blocks.jsonl of the same command")
     add("extra_arguments", nargs="*", help=argparse.SUPPRESS)
     return parser
+
+
+def _add_loads(parser: argparse.ArgumentParser) -> None:
+    """What is asked, and how fast."""
+    add = parser.add_argument
+    add(
+        "--workload",
+        choices=list(WORKLOADS),
+        nargs="+",
+        default=["new"],
+        help="one or more; new (default): every image new; expressions: several texts about an "
+        "image, one after another; chat: several turns about an image; images: several a request",
+    )
+    counts = (
+        ("--turns", "T", 6, "of every chat"),
+        ("--images-per-request", "I", 2, "of the workload images"),
+        ("--requests", "N", 8, "requests per round, load and condition, in whole conversations"),
+        ("--rounds", "R", 3, "repetitions; a single one gives no standard error"),
+        ("--output-tokens", "T", 8, "generated per request, exactly"),
+    )
+    for flag, metavar, default, meaning in counts:
+        add(flag, metavar=metavar, type=_count, default=default, help=f"{meaning} ({default})")
+    lists = (
+        ("--expressions", "E", _count, [2, 4, 16, 64], "texts about an image (2 4 16 64)"),
+        ("--concurrency", "C", _count, [4], "clients that wait for their answers (4)"),
+        ("--rates", "R", _rate, [], "besides, Poisson arrivals: so many requests a second (none)"),
+    )
+    for flag, metavar, kind, values, meaning in lists:
+        add(flag, metavar=metavar, type=kind, nargs="+", default=values, help=meaning)
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of requests a second above 0")
+    return value
 
 
 def _count(text: str) -> int:
@@ -116,11 +178,17 @@ def _settings(options: argparse.Namespace, console: Console) -> Settings:
         model=model,
         clip_model=clip_model,
         visual_tokens=_visual_tokens(model),
+        workloads=tuple(dict.fromkeys(options.workload)),
+        methods=tuple(dict.fromkeys(options.methods)),
         budgets=tuple(sorted(set(options.budgets), reverse=True)),
+        expressions=tuple(sorted(set(options.expressions))),
+        turns=options.turns,
+        images_per_request=options.images_per_request,
         requests=options.requests,
         rounds=options.rounds,
         output_tokens=options.output_tokens,
-        concurrency=options.concurrency,
+        concurrency=tuple(sorted(set(options.concurrency))),
+        rates=tuple(sorted(set(options.rates))),
         seed=options.seed,
         output=options.output,
         extra_arguments=tuple(options.extra_arguments),
@@ -135,4 +203,6 @@ def _visual_tokens(model: str) -> int:
 
 
 if __name__ == "__main__":
+    # By default it would end this process alone and leave the servers running.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended; --resume goes on from here"))
     sys.exit(main())

@@ -1,9 +1,12 @@
-"""Requests that no cache has seen: every image and every question occurs once."""
+"""What clients ask: conversations about images that no cache has seen before their block."""
 
 import base64
 import io
+import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -11,22 +14,56 @@ from PIL import Image
 #: Pixels of every image; CLIP's own processor makes a square of 336 of it.
 IMAGE_SIZE = (640, 480)
 _PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "retina")
-_THINGS = ("hand", "window", "shadow", "wheel", "light", "table", "corner")
+_THINGS = ("hand", "window", "shadow", "wheel", "light", "table", "corner", "line")
+
+
+class Kind(NamedTuple):
+    """A workload: what it does, and what its size counts."""
+
+    title: str
+    unit: str
+
+
+WORKLOADS = {
+    "new": Kind("Every image new", "image a request"),
+    "expressions": Kind("Several texts about each image", "texts an image"),
+    "chat": Kind("Chats of several turns about one image", "turns"),
+    "images": Kind("Several new images a request", "images a request"),
+}
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """One user turn: an encoded image (a data URL) and a question about it."""
+class Conversation:
+    """User turns about encoded images (data URLs), sent one after another.
 
-    image: str
-    question: str
+    ``texts`` are all texts that are asked about these images, in other conversations too.
+    """
+
+    images: tuple[str, ...]
+    turns: tuple[str, ...]
+    texts: tuple[str, ...]
+
+    @property
+    def image(self) -> str:
+        return self.images[0]
+
+    def messages(self, answers: Sequence[str]) -> list[dict[str, Any]]:
+        """The whole conversation up to the turn that follows ``answers``."""
+        parts = [{"type": "image_url", "image_url": {"url": image}} for image in self.images]
+        messages: list[dict[str, Any]] = []
+        for number, turn in enumerate(self.turns[: len(answers) + 1]):
+            content = [*(parts if number == 0 else []), {"type": "text", "text": turn}]
+            messages.append({"role": "user", "content": content})
+            if number < len(answers):
+                messages.append({"role": "assistant", "content": answers[number]})
+        return messages
 
 
 class Workload:
-    """Gives out prompts of equal cost, the same sequence for the same ``seed``.
+    """Gives out conversations of equal cost, the same sequence for the same ``seed``.
 
-    The questions are permutations of the same words, so all have the same number of tokens: two
-    prompts differ in length only by their visual tokens.
+    No image and no text occurs twice. The texts are permutations of the same words, so all have
+    the same number of tokens: two first turns differ in length only by their visual tokens.
     """
 
     def __init__(self, seed: int) -> None:
@@ -37,9 +74,19 @@ class Workload:
         self._photographs = [Image.fromarray(getattr(data, name)()) for name in _PHOTOGRAPHS]
         self._asked: set[str] = set()
 
-    def take(self, count: int) -> list[Prompt]:
-        """The next ``count`` prompts, encoded and ready to send."""
-        return [Prompt(self._image(), self._question()) for _ in range(count)]
+    def take(self, requests: int, kind: str = "new", size: int = 1) -> list[Conversation]:
+        """The next conversations of a kind, ready to send.
+
+        ``requests`` is rounded up to whole conversations, and to all texts about an image.
+        """
+        each = size if kind in ("expressions", "chat") else 1
+        taken: list[Conversation] = []
+        for _ in range(math.ceil(requests / each)):
+            images = tuple(self._image() for _ in range(size if kind == "images" else 1))
+            texts = tuple(self._text() for _ in range(each))
+            turns = [texts] if kind == "chat" else [(text,) for text in texts]
+            taken += [Conversation(images, some, texts) for some in turns]
+        return taken
 
     def _image(self) -> str:
         """A random crop of a random photograph, resized, under noise of its own."""
@@ -56,11 +103,22 @@ class Workload:
         image.save(encoded, format="JPEG", quality=90)
         return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode()
 
-    def _question(self) -> str:
+    def _text(self) -> str:
+        if len(self._asked) == math.factorial(len(_THINGS)):
+            raise ValueError(f"A workload has {len(self._asked)} different texts; all are used up.")
         while True:
             things = self._order.sample(_THINGS, len(_THINGS))
             listed = " then the ".join(things)
-            question = f"Look for the {listed} then say where in the picture they are."
-            if question not in self._asked:
-                self._asked.add(question)
-                return question
+            text = f"Look for the {listed} then say where in the picture they are."
+            if text not in self._asked:
+                self._asked.add(text)
+                return text
+
+
+def arrivals(rate: float, count: int, seed: str) -> list[float]:
+    """Seconds at which ``count`` Poisson arrivals at ``rate`` a second come."""
+    order = random.Random(seed)
+    times: list[float] = []
+    for _ in range(count):
+        times.append((times[-1] if times else 0.0) + order.expovariate(rate))
+    return times

@@ -1,0 +1,86 @@
+"""Asks every request round by round, on vLLM in this process."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks.breakdown_engine import Answer, Engine, Questions
+from benchmarks.breakdown_settings import Settings
+from benchmarks.machine import OtherLoad
+
+#: What is new about a request: which of two images and which of two texts it has, in this order.
+STATES = {
+    "cold": (0, 0),
+    "other text": (0, 1),
+    "repeated text": (1, 0),
+    "both seen": (1, 1),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """How a request is pruned."""
+
+    method: str
+    budget: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request. ``other_load``: cores that other processes kept busy in its repetition."""
+
+    repetition: int
+    case: Case
+    state: str
+    answer: Answer
+    other_load: float
+
+
+def measure(
+    engine: Engine,
+    settings: Settings,
+    cases: Sequence[Case],
+    states: Mapping[str, tuple[int, int]],
+    console: Console,
+) -> list[Request]:
+    """Ask everything once to warm up, then once a repetition.
+
+    In each, every case gets two images and two texts of its own and asks ``states`` of them (see
+    :data:`STATES`); the order of cases rotates.
+    """
+    questions, requests = Questions(settings.seed), []
+    with _progress(console) as progress:
+        task = progress.add_task("", total=(1 + settings.repetitions) * len(cases) * len(states))
+        for repetition in range(-1, settings.repetitions):
+            other_load, answers = OtherLoad(), []
+            start = repetition % len(cases)
+            for case in [*cases[start:], *cases[:start]]:
+                images = [questions.image() for _ in range(2)]
+                texts = [questions.text() for _ in range(2)]
+                for state, (image, text) in states.items():
+                    place = "warming up" if repetition < 0 else f"repetition {repetition + 1}"
+                    what = f"{place}: {case.method}, budget {case.budget}, {state}"
+                    progress.update(task, description=what)
+                    answer = engine.ask(
+                        images[image], texts[text], case.method, case.budget, settings.output_tokens
+                    )
+                    answers.append((case, state, answer))
+                    progress.advance(task)
+            if repetition >= 0:
+                load = other_load.cores()
+                requests += [Request(repetition, *answer, load) for answer in answers]
+    return requests
+
+
+def _progress(console: Console) -> AbstractContextManager[Progress]:
+    """Drawn seldom, as drawing takes time from the cores that are measured."""
+    columns = (
+        TextColumn("{task.description:<52}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=console, refresh_per_second=1)

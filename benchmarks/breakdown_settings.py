@@ -1,0 +1,145 @@
+"""What both commands on vLLM in this process are told: checkpoint, budgets, repetitions."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from vllm_litelvlm.demo.checkpoint import LARGE, SMALL, TINY, build_checkpoint
+from vllm_litelvlm.errors import OptionsError
+
+GEOMETRIES = {"large": LARGE, "small": SMALL, "tiny": TINY}
+CHECKPOINTS = Path("benchmarks/results/checkpoints")
+#: Tokens of an answer, so that the longest prompt fits beside it.
+MOST_OUTPUT_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint to measure: hub names or folders, and how to call it in a result."""
+
+    model: str
+    clip_model: str | None
+    name: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured; budgets from large to small. ``visual_tokens``: of an unpruned image."""
+
+    source: Source
+    visual_tokens: int
+    budgets: tuple[int, ...]
+    repetitions: int
+    output_tokens: int
+    seed: int
+    output: Path
+
+    @classmethod
+    def of(cls, options: argparse.Namespace, console: Console) -> "Settings":
+        """From a parsed command line; a checkpoint is built where none was named."""
+        source = _find_source(options, console)
+        return cls(
+            source=source,
+            visual_tokens=_visual_tokens(source.model),
+            budgets=tuple(sorted(set(options.budgets), reverse=True)),
+            repetitions=options.repetitions,
+            output_tokens=options.output_tokens,
+            seed=options.seed,
+            output=options.output,
+        )
+
+    def check_budgets(self, most: int) -> None:
+        """Raise OptionsError for a budget above ``most`` tokens."""
+        if self.budgets[0] > most:
+            raise OptionsError(
+                f"--budgets {self.budgets[0]} is too many: an image of this model has "
+                f"{self.visual_tokens} visual tokens, and at most {most} can be named here."
+            )
+
+
+def arguments_parser(
+    command: str, description: str, budgets: Sequence[int], about: str
+) -> argparse.ArgumentParser:
+    """The command line of ``benchmarks.<command>``. ``about``: what its budgets are."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{command}", description=description.partition("\n")[0]
+    )
+    add = parser.add_argument
+    add("--model", help="LLaVA-1.5 checkpoint; by default one with random weights is built")
+    add("--clip-model", help="CLIP of the model's vision tower, where the plugin's does not fit")
+    add(
+        "--geometry",
+        choices=list(GEOMETRIES),
+        default="large",
+        help="of the built checkpoint; large (default): 1.1B language model and CLIP-L/336; "
+        "tiny: to try it out",
+    )
+    add(
+        "--budgets",
+        metavar="B",
+        type=_count,
+        nargs="+",
+        default=list(budgets),
+        help=f"{about} ({' '.join(map(str, budgets))})",
+    )
+    add("--repetitions", metavar="R", type=_count, default=5, help="of every request (5)")
+    add(
+        "--output-tokens",
+        metavar="T",
+        type=_answer_length,
+        default=8,
+        help=f"generated per request, exactly; 1 to {MOST_OUTPUT_TOKENS} (8)",
+    )
+    add("--seed", metavar="S", type=int, default=0, help="of images and questions (0)")
+    add(
+        "--output",
+        metavar="FOLDER",
+        type=Path,
+        default=Path("benchmarks/results") / command,
+        help="for results.json, table.md and plot.png (%(default)s)",
+    )
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, given: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line; ends the program where it contradicts itself."""
+    options = parser.parse_args(given)
+    if options.clip_model and not options.model:
+        parser.error("--clip-model belongs to --model; the built checkpoint brings its own CLIP")
+    return options
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a whole number from 1")
+    return value
+
+
+def _answer_length(text: str) -> int:
+    value = _count(text)
+    if value > MOST_OUTPUT_TOKENS:
+        raise argparse.ArgumentTypeError(f"{value} is above {MOST_OUTPUT_TOKENS}")
+    return value
+
+
+def _find_source(options: argparse.Namespace, console: Console) -> Source:
+    """The user's checkpoint, or one that is built here."""
+    if options.model is not None:
+        return Source(options.model, options.clip_model, options.model)
+    folder = CHECKPOINTS / options.geometry
+    with console.status(f"Building the {options.geometry} checkpoint in {folder} ..."):
+        built = build_checkpoint(folder, GEOMETRIES[options.geometry], torch.bfloat16)
+    name = f"{options.geometry} geometry, random weights"
+    return Source(str(built.llava), str(built.clip), name)
+
+
+def _visual_tokens(model: str) -> int:
+    from transformers import AutoConfig
+
+    vision = AutoConfig.from_pretrained(model).vision_config
+    return int(vision.image_size // vision.patch_size) ** 2

@@ -1,0 +1,113 @@
+"""What is compared in each workload: stock vLLM, and the plugin under several request options."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from benchmarks.workload import Conversation
+from vllm_litelvlm.activation import PLUGIN_NAME
+from vllm_litelvlm.pruning.registry import method_names, pruner_class
+
+#: The servers, named as their logs are.
+STOCK, PLUGIN, UNCACHED = "stock", PLUGIN_NAME, f"{PLUGIN_NAME}-without-caches"
+#: The name of the one condition that prunes nothing.
+STOCK_NAME = "stock vLLM"
+#: Server options that switch the plugin's own caches off.
+NO_CACHES = {"feature_cache_gb": 0, "pixel_cache_gb": 0, "text_cache": 0}
+#: As many tokens as any other method keeps, and nothing scored: no method can be faster.
+IDEAL = "random"
+#: Methods that keep as many tokens as they are told.
+METHODS = tuple(name for name in method_names() if name != "keep-all")
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One server and what its requests ask for; ``options`` is None for stock vLLM.
+
+    ``adds`` is what each request's options have besides: ``"texts"``, all texts that are asked
+    about its images, so that these share one set of tokens; ``"seed"``, a number that depends on
+    the turn's text, so that no two do.
+    """
+
+    name: str
+    server: str
+    options: Mapping[str, Any] | None = None
+    adds: Literal["texts", "seed"] | None = None
+
+    @property
+    def budget(self) -> int | None:
+        """Tokens that are kept of each image; None: all."""
+        return None if self.options is None else int(self.options["budget"])
+
+    def request_options(self, conversation: Conversation, turn: int) -> dict[str, Any] | None:
+        if self.options is None:
+            return None
+        options = dict(self.options)
+        if self.adds == "texts":
+            options["texts"] = list(conversation.texts)
+        if self.adds == "seed":
+            options["seed"] = zlib.crc32(conversation.turns[turn].encode())
+        return options
+
+
+def conditions_of(
+    workload: str, methods: Sequence[str], budgets: Sequence[int]
+) -> tuple[Condition, ...]:
+    """Stock first, then every method at every budget, in all ways that matter to the workload."""
+    ways = {"expressions": _expressions, "chat": _chat}.get(workload, _plain)
+    found = [Condition(STOCK_NAME, STOCK)]
+    for method in methods:
+        for budget in budgets:
+            found += ways(method, {"method": method, "budget": budget})
+    return tuple(found)
+
+
+def rotated(items: Sequence[Item], round: int) -> list[Item]:
+    """The order of a round: each starts one further than the round before."""
+    start = round % len(items)
+    return [*items[start:], *items[:start]]
+
+
+def _plain(method: str, options: Mapping[str, Any]) -> list[Condition]:
+    return [Condition(_name(options), PLUGIN, options)]
+
+
+def _expressions(method: str, options: Mapping[str, Any]) -> list[Condition]:
+    """Tokens of each text's own, or one set for all texts of an image; the former uncached too."""
+    if method == IDEAL:
+        return _ideal(options, "a draw for each text", "one draw shared")
+    if not pruner_class(method).reads_text:
+        return _plain(method, options)  # one set for all texts already
+    return [
+        Condition(_name(options), PLUGIN, options),
+        Condition(_name(options, "shared"), PLUGIN, options, adds="texts"),
+        Condition(_name(options, "without caches"), UNCACHED, options),
+    ]
+
+
+def _chat(method: str, options: Mapping[str, Any]) -> list[Condition]:
+    """Tokens for the last turn, which differ from turn to turn, or for the first."""
+    if method == IDEAL:
+        return _ideal(options, "a draw for each turn", "one draw")
+    if not pruner_class(method).reads_text:
+        return _plain(method, options)
+    return [
+        Condition(_name(options, f"guide {guide}"), PLUGIN, {**options, "guide": guide})
+        for guide in ("last", "first")
+    ]
+
+
+def _ideal(options: Mapping[str, Any], changing: str, shared: str) -> list[Condition]:
+    return [
+        Condition(_name(options, changing), PLUGIN, options, adds="seed"),
+        Condition(_name(options, shared), PLUGIN, options),
+    ]
+
+
+def _name(options: Mapping[str, Any], way: str | None = None) -> str:
+    ideal = " (ideal: no scoring)" if options["method"] == IDEAL else ""
+    named = [str(options["method"]), f"budget {options['budget']}", way]
+    return ", ".join(filter(None, named)) + ideal

@@ -1,0 +1,137 @@
+"""What a run measures: its settings, and the cases that follow from them."""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.conditions import NO_CACHES, PLUGIN, STOCK, UNCACHED, Condition, conditions_of
+from benchmarks.workload import WORKLOADS
+
+SERVED_MODEL_NAME = "model"
+_MOST_TEXTS = 64  # that the plugin takes by default
+_TURN_TOKENS = 128  # more than any text of the workloads has
+
+
+@dataclass(frozen=True)
+class Case:
+    """One load: all conditions are compared under it.
+
+    ``size`` counts what the workload varies. Requests come from ``concurrency`` clients that wait
+    for their answers, or at ``rate`` a second (on average over turns) whatever is under way.
+    """
+
+    workload: str
+    size: int
+    concurrency: int | None
+    rate: float | None = None
+
+    @property
+    def load(self) -> str:
+        if self.rate is not None:
+            return f"{self.rate:g} requests/s"
+        return f"{self.concurrency} at a time"
+
+    def requests(self, least: int) -> int:
+        """Requests of a block: whole conversations, and all texts about an image."""
+        each = self.size if self.workload in ("expressions", "chat") else 1
+        return each * math.ceil(least / each)
+
+    def label(self, others: "list[Case]") -> str:
+        """What tells this case from ``others``; empty where there are none."""
+        parts = []
+        if len({case.size for case in others}) > 1:
+            parts.append(f"{self.size} {WORKLOADS[self.workload].unit}")
+        if len({case.load for case in others}) > 1:
+            parts.append(self.load)
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured. ``requests`` is per round, case and condition."""
+
+    model: str
+    clip_model: str | None
+    visual_tokens: int
+    workloads: tuple[str, ...]
+    methods: tuple[str, ...]
+    budgets: tuple[int, ...]
+    expressions: tuple[int, ...]
+    turns: int
+    images_per_request: int
+    requests: int
+    rounds: int
+    output_tokens: int
+    concurrency: tuple[int, ...]
+    rates: tuple[float, ...]
+    seed: int
+    output: Path
+    extra_arguments: tuple[str, ...] = ()
+
+    @property
+    def cases(self) -> list[Case]:
+        """Every workload, size and load; closed loops before rates."""
+        sizes = {
+            "new": (1,),
+            "expressions": self.expressions,
+            "chat": (self.turns,),
+            "images": (self.images_per_request,),
+        }
+        return [
+            Case(workload, size, concurrency, rate)
+            for workload in self.workloads
+            for size in sizes[workload]
+            for concurrency, rate in [
+                *((count, None) for count in self.concurrency),
+                *((None, rate) for rate in self.rates),
+            ]
+        ]
+
+    def conditions(self, workload: str) -> tuple[Condition, ...]:
+        return conditions_of(workload, self.methods, self.budgets)
+
+    @property
+    def servers(self) -> list[str]:
+        """Those that some condition needs, the stock server first."""
+        needed = {c.server for name in self.workloads for c in self.conditions(name)}
+        return [name for name in (STOCK, PLUGIN, UNCACHED) if name in needed]
+
+    def server_options(self, server: str) -> dict[str, Any]:
+        """The plugin's options of a server that has the plugin."""
+        options: dict[str, Any] = dict(NO_CACHES) if server == UNCACHED else {}
+        most = max(self.expressions) if "expressions" in self.workloads else 0
+        return options | ({"max_texts": most} if most > _MOST_TEXTS else {})
+
+    @property
+    def server_arguments(self) -> list[str]:
+        """Arguments of ``vllm serve`` that all servers get; the user's come last and win."""
+        arguments = [
+            f"--served-model-name={SERVED_MODEL_NAME}",
+            "--dtype=bfloat16",
+            f"--max-model-len={self.longest}",
+            # Nothing bounds what is under way at a rate.
+            f"--max-num-seqs={max(8, *self.concurrency, 64 if self.rates else 0)}",
+            "--enable-prompt-tokens-details",
+        ]
+        if "images" in self.workloads:
+            arguments.append(f'--limit-mm-per-prompt={{"image": {self.images_per_request}}}')
+        # The servers share a graphics card; on a processor compiling only delays the start.
+        share = math.floor(80 / len(self.servers)) / 100
+        gpu = torch.cuda.is_available()
+        arguments += [f"--gpu-memory-utilization={share}"] if gpu else ["--enforce-eager"]
+        return [*arguments, *self.extra_arguments]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest request, 2048 or a larger multiple of 1024."""
+        images = self.images_per_request if "images" in self.workloads else 1
+        turns = self.turns if "chat" in self.workloads else 1
+        longest = images * self.visual_tokens + turns * (_TURN_TOKENS + self.output_tokens)
+        return max(2048, 1024 * math.ceil(longest / 1024))
+
+    def identity(self) -> dict[str, Any]:
+        """What blocks must have in common to be compared: all but where they are written."""
+        return {name: value for name, value in asdict(self).items() if name != "output"}

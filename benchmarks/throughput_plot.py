@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.report import Estimate, Row
+from benchmarks.settings import Case
 from benchmarks.workload import WORKLOADS
 
 _COLOURS = ("#d94801", "#2171b5", "#238b45", "#6a51a3", "#a1d99b", "#fdae6b", "#9ecae1", "#cb9cd9")
@@ -31,7 +32,7 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
     for panel, (of, label) in zip(axes, _RATIOS.items(), strict=False):
         panel.set_title(label, fontsize="medium")
         if len(cases) > 1:
-            _over_cases(panel, pruned, names, [case.label(cases) for case in cases], of)
+            _over_cases(panel, pruned, names, cases, of)
         else:
             _listed(panel, pruned, of, named=panel is axes[0])
     if turns:
@@ -52,7 +53,13 @@ def _legend(figure, axes) -> None:
     figure.legend(handles.values(), handles.keys(), **place)
 
 
-def _over_cases(axes, rows: list[Row], names: list[str], labels: list[str], of: str) -> None:
+def _over_cases(axes, rows: list[Row], names: list[str], cases: list[Case], of: str) -> None:
+    """Points, joined by lines where the cases differ in one thing only."""
+    labels = [case.label(cases) for case in cases]
+    fields = ("size", "concurrency", "rate")
+    varied = [name for name in fields if len({getattr(case, name) for case in cases}) > 1]
+    style = "-" if len(varied) == 1 else "none"
+    apart = 0.05 if len(varied) > 1 else 0.0
     axes.axhline(1, color=_STOCK, linestyle="--", linewidth=1, label="stock vLLM")
     highest = 1.0
     for number, name in enumerate(names):
@@ -60,10 +67,11 @@ def _over_cases(axes, rows: list[Row], names: list[str], labels: list[str], of: 
         means = [ratio.mean for ratio in ratios]
         errors = [ratio.standard_error or 0.0 for ratio in ratios]
         axes.errorbar(
-            range(len(means)),
+            [place + apart * (number - len(names) / 2) for place in range(len(means))],
             means,
             yerr=errors,
             label=name,
+            linestyle=style,
             marker="o",
             capsize=4,
             color=_COLOURS[number % len(_COLOURS)],

@@ -26,6 +26,8 @@ from vllm_litelvlm.options import PruningOptions, parse
 
 _MODEL = "demo"
 _ANSWER_TOKENS = 12
+#: The same photograph is asked about several times; a cache would favour the later rows.
+_WITHOUT_CACHES = {"feature_cache_gb": 0, "text_cache": 0, "pixel_cache_gb": 0}
 
 
 class DemoError(LiteLVLMError, RuntimeError):
@@ -86,6 +88,7 @@ def run_demo(
                 serve(
                     model,
                     clip_model=clip_model,
+                    options=_WITHOUT_CACHES,
                     arguments=arguments,
                     environment={
                         "VLLM_LITELVLM_TRACE": str(trace.resolve()),
@@ -190,9 +193,10 @@ def _read_trace(target: Target) -> list[str]:
 
 
 def _forget(target: Target) -> None:
-    """Empty the image caches, so that every row pays for its own image.
+    """Empty vLLM's image caches, so that every row pays for its own image.
 
-    Keep-all would otherwise encode a photograph for its first question only.
+    The plugin's are off for the same reason. Keep-all would otherwise encode a photograph for its
+    first question only.
     """
     for cache in ("mm", "encoder"):
         request = urllib.request.Request(f"{target.url}/reset_{cache}_cache", method="POST")

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from benchmarks.arguments import count
+from benchmarks.checkpoints import CHECKPOINTS, visual_tokens
 from vllm_litelvlm.demo.checkpoint import LARGE, SMALL, TINY, build_checkpoint
 from vllm_litelvlm.errors import OptionsError
 
 GEOMETRIES = {"large": LARGE, "small": SMALL, "tiny": TINY}
-CHECKPOINTS = Path("benchmarks/results/checkpoints")
 #: Tokens of an answer, so that the longest prompt fits beside it.
 MOST_OUTPUT_TOKENS = 1024
 
@@ -44,7 +45,7 @@ class Settings:
         source = _find_source(options, console)
         return cls(
             source=source,
-            visual_tokens=_visual_tokens(source.model),
+            visual_tokens=visual_tokens(source.model),
             budgets=tuple(sorted(set(options.budgets), reverse=True)),
             repetitions=options.repetitions,
             output_tokens=options.output_tokens,
@@ -81,12 +82,12 @@ def arguments_parser(
     add(
         "--budgets",
         metavar="B",
-        type=_count,
+        type=count,
         nargs="+",
         default=list(budgets),
         help=f"{about} ({' '.join(map(str, budgets))})",
     )
-    add("--repetitions", metavar="R", type=_count, default=5, help="of every request (5)")
+    add("--repetitions", metavar="R", type=count, default=5, help="of every request (5)")
     add(
         "--output-tokens",
         metavar="T",
@@ -113,15 +114,8 @@ def parse(parser: argparse.ArgumentParser, given: Sequence[str]) -> argparse.Nam
     return options
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a whole number from 1")
-    return value
-
-
 def _answer_length(text: str) -> int:
-    value = _count(text)
+    value = count(text)
     if value > MOST_OUTPUT_TOKENS:
         raise argparse.ArgumentTypeError(f"{value} is above {MOST_OUTPUT_TOKENS}")
     return value
@@ -136,10 +130,3 @@ def _find_source(options: argparse.Namespace, console: Console) -> Source:
         built = build_checkpoint(folder, GEOMETRIES[options.geometry], torch.bfloat16)
     name = f"{options.geometry} geometry, random weights"
     return Source(str(built.llava), str(built.clip), name)
-
-
-def _visual_tokens(model: str) -> int:
-    from transformers import AutoConfig
-
-    vision = AutoConfig.from_pretrained(model).vision_config
-    return int(vision.image_size // vision.patch_size) ** 2

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from benchmarks.arguments import count
 from benchmarks.machine import Machine
 from benchmarks.selection_inputs import GEOMETRIES, Size
 from benchmarks.selection_report import REFERENCE, markdown, summarise, write
@@ -60,7 +61,7 @@ def arguments_parser() -> argparse.ArgumentParser:
         add(
             flag,
             metavar=metavar,
-            type=_count,
+            type=count,
             nargs="+",
             default=default,
             help=f"{meaning} ({shown})",
@@ -72,11 +73,11 @@ def arguments_parser() -> argparse.ArgumentParser:
         nargs="+",
         help=f"besides {REFERENCE} (default: every registered one that drops tokens)",
     )
-    add("--rounds", metavar="R", type=_count, default=5, help="repetitions (5)")
+    add("--rounds", metavar="R", type=count, default=5, help="repetitions (5)")
     add(
         "--threads",
         metavar="T",
-        type=_count,
+        type=count,
         default=torch.get_num_threads(),
         help="of PyTorch (here by default %(default)s); on a shared machine fewer than cores",
     )
@@ -121,13 +122,6 @@ def arguments_parser() -> argparse.ArgumentParser:
         help="for results.json, table.md and plot.png (%(default)s)",
     )
     return parser
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a whole number from 1")
-    return value
 
 
 def _share(text: str) -> float:

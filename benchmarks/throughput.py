@@ -21,6 +21,8 @@ import torch
 from openai import OpenAIError
 from rich.console import Console
 
+from benchmarks.arguments import count
+from benchmarks.checkpoints import CHECKPOINTS, visual_tokens
 from benchmarks.client import MeasurementError
 from benchmarks.conditions import METHODS
 from benchmarks.machine import Machine, package_versions
@@ -34,7 +36,6 @@ from vllm_litelvlm.demo.checkpoint import LARGE, SMALL, build_checkpoint
 from vllm_litelvlm.errors import LiteLVLMError
 
 GEOMETRIES = {"large": LARGE, "small": SMALL}
-CHECKPOINTS = Path("benchmarks/results/checkpoints")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,7 +96,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     add(
         "--budgets",
         metavar="B",
-        type=_count,
+        type=count,
         nargs="+",
         default=[576, 192, 128, 64],
         help="visual tokens kept per image (default: 576 192 128 64)",
@@ -141,10 +142,10 @@ def _add_loads(parser: argparse.ArgumentParser) -> None:
         ("--output-tokens", "T", 8, "generated per request, exactly"),
     )
     for flag, metavar, default, meaning in counts:
-        add(flag, metavar=metavar, type=_count, default=default, help=f"{meaning} ({default})")
+        add(flag, metavar=metavar, type=count, default=default, help=f"{meaning} ({default})")
     lists = (
-        ("--expressions", "E", _count, [2, 4, 16, 64], "texts about an image (2 4 16 64)"),
-        ("--concurrency", "C", _count, [4], "clients that wait for their answers (4)"),
+        ("--expressions", "E", count, [2, 4, 16, 64], "texts about an image (2 4 16 64)"),
+        ("--concurrency", "C", count, [4], "clients that wait for their answers (4)"),
         ("--rates", "R", _rate, [], "besides, Poisson arrivals: so many requests a second (none)"),
     )
     for flag, metavar, kind, values, meaning in lists:
@@ -155,13 +156,6 @@ def _rate(text: str) -> float:
     value = float(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a number of requests a second above 0")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a whole number from 1")
     return value
 
 
@@ -177,7 +171,7 @@ def _settings(options: argparse.Namespace, console: Console) -> Settings:
     return Settings(
         model=model,
         clip_model=clip_model,
-        visual_tokens=_visual_tokens(model),
+        visual_tokens=visual_tokens(model),
         workloads=tuple(dict.fromkeys(options.workload)),
         methods=tuple(dict.fromkeys(options.methods)),
         budgets=tuple(sorted(set(options.budgets), reverse=True)),
@@ -193,13 +187,6 @@ def _settings(options: argparse.Namespace, console: Console) -> Settings:
         output=options.output,
         extra_arguments=tuple(options.extra_arguments),
     )
-
-
-def _visual_tokens(model: str) -> int:
-    from transformers import AutoConfig
-
-    vision = AutoConfig.from_pretrained(model).vision_config
-    return int(vision.image_size // vision.patch_size) ** 2
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from vllm_litelvlm.errors import OptionsError
 from vllm_litelvlm.evaluation.backend import Answer, Question
 from vllm_litelvlm.evaluation.llava import HfLlava
 from vllm_litelvlm.options import PruningOptions, ServerOptions, parse_request_options
@@ -17,6 +16,7 @@ from vllm_litelvlm.pruning.batch import needed_signals, prune
 from vllm_litelvlm.pruning.decoder import DecoderPruner
 from vllm_litelvlm.pruning.registry import (
     build_decoder_pruner,
+    check_texts,
     decoder_method_names,
     method_names,
     settle,
@@ -98,12 +98,7 @@ class TransformersBackend:
         """By a method of the engine: the language model gets fewer tokens."""
         pruner, budget = settle(options, self.grid**2)
         texts = options.texts or tuple(filter(None, [question.prompt.strip()]))
-        if pruner.requires_text and not texts:
-            raise OptionsError(
-                f"litelvlm option 'method' is {pruner.name!r}, which chooses by the text alone, "
-                "but the question has none; write one, name it in 'texts', or choose another "
-                "method."
-            )
+        check_texts(pruner.name, texts)
         signals = self.signals(
             question.image, texts if pruner.reads_text else (), needed_signals([pruner])
         )

@@ -14,13 +14,10 @@ from vllm.multimodal.hasher import MultiModalHasher
 
 from vllm_litelvlm.plugin.metrics import count_pixels
 
-#: Bytes of :func:`image_key`.
-KEY_BYTES = 32
-
 
 def image_key(algorithm: Any, **what: object) -> bytes:
     """A digest of an image and of whatever else its pixels depend on."""
-    return bytes.fromhex(MultiModalHasher.hash_kwargs(algorithm, **what))[:KEY_BYTES]
+    return bytes.fromhex(MultiModalHasher.hash_kwargs(algorithm, **what))
 
 
 class PixelCache:

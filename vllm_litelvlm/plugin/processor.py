@@ -31,7 +31,7 @@ from vllm_litelvlm.plugin.pixels import PixelCache, as_field, image_key
 from vllm_litelvlm.plugin.plan import Plan, WorkOrder
 from vllm_litelvlm.plugin.profile import Profile
 from vllm_litelvlm.plugin.repeats import Repeats
-from vllm_litelvlm.pruning.registry import method_names, pruner_class
+from vllm_litelvlm.pruning.registry import check_texts, method_names, pruner_class
 from vllm_litelvlm.vision.text import ClipTextTokenizer
 
 ORDERS_FIELD = "litelvlm_orders"
@@ -114,11 +114,7 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
             turns = self._instruction_reader.user_turns(inputs.prompt, templates)
             wanted = {"last": turns[-1:], "first": turns[:1], "all": turns}[options.guide]
             texts = tuple(turn for turn in wanted if turn)[-self._guidance.server.max_texts :]
-        if not texts and pruner_class(plan.method).requires_text:
-            raise OptionsError(
-                f"litelvlm option 'method' is {plan.method!r}, which chooses by the text alone, "
-                "but the request has none; write one, name it in 'texts', or choose another method."
-            )
+        check_texts(plan.method, texts)
         if options.repeat != "prune" and not self._prunes(inputs, options.repeat, texts, plan):
             return Plan.whole(self._patches)
         return dataclasses.replace(plan, texts=texts)

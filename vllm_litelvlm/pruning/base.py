@@ -101,12 +101,22 @@ class Signals:
         assert signal in self.values, f"signal {signal} was not computed"
         return self.values[signal]
 
-    def rows(self, images: Sequence[int]) -> "Signals":
-        """The signals of some of the images, in the order given."""
+    def rows(
+        self, images: Sequence[int], needs: frozenset[Signal] = frozenset(Signal)
+    ) -> "Signals":
+        """The signals that ``needs`` names of some of the images, in the order given.
+
+        Where that is every image as it is, nothing is left out.
+        """
         if list(images) == list(range(self.images)):
             return self
         index = to_device(list(images), self.device)
-        values = {name: value.index_select(0, index) for name, value in self.values.items()}
+        values = {
+            name: value.index_select(0, index)
+            for name, value in self.values.items()
+            if name in needs
+        }
+        tower = self.tower if Signal.TOWER in needs else None
         text_counts = [self.text_counts[image] for image in images]
         most = max(text_counts, default=0)
         for name in TEXT_SIGNALS & values.keys():
@@ -117,7 +127,7 @@ class Signals:
             device=self.device,
             text_counts=text_counts,
             values=values,
-            tower=self.tower.rows(images) if self.tower is not None else None,
+            tower=tower.rows(images) if tower is not None else None,
         )
 
     @property

@@ -25,7 +25,7 @@ def prune(signals: Signals, pruners: Sequence[Pruner], budgets: Sequence[int]) -
     chosen: dict[int, Selection] = {}
     for images in groups.values():
         pruner, budget = pruners[images[0]], budgets[images[0]]
-        selection = pruner.select(signals.rows(images), budget)
+        selection = pruner.select(signals.rows(images, pruner.needs), budget)
         promised = (len(images), pruner.output_count(budget))
         if selection.tokens.shape[:2] != promised:
             raise RuntimeError(

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from vllm_litelvlm.errors import OptionsError
 from vllm_litelvlm.pruning.decoder import DecoderPruner, DecoderSelection, DecoderState
-from vllm_litelvlm.pruning.ranking import highest
+from vllm_litelvlm.pruning.ranking import highest, raster
 
 
 class FastV(DecoderPruner):
@@ -41,5 +41,5 @@ class FastV(DecoderPruner):
         """The most attended ``budget``."""
         last = torch.tensor([len(state.hidden) - 1], device=state.hidden.device)
         attended = state.attention(last).mean(dim=0)[:, state.start : state.start + state.visual]
-        kept = highest(attended, budget)[0].sort().values
+        kept = raster(highest(attended, budget))[0]
         return DecoderSelection(kept, state.hidden[:0])

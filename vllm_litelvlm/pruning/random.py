@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vllm_litelvlm.pruning.base import SEED, Pruner, Selection, Signal, Signals, keep
+from vllm_litelvlm.pruning.ranking import raster
 
 
 class Random(Pruner):
@@ -28,7 +29,7 @@ class Random(Pruner):
     def select(self, signals: Signals, budget: int) -> Selection:
         """The first ``budget`` entries of the seed's permutation, sorted."""
         permutation = _permutation(self.seed, signals.patches, signals.device)
-        kept = torch.sort(permutation[:budget]).values
+        kept = raster(permutation[:budget])
         return keep(signals, kept.expand(signals.images, -1))
 
 

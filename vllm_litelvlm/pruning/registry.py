@@ -1,6 +1,6 @@
 """Method names to classes. Methods load when they are first asked for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -102,6 +102,15 @@ def settle(options: PruningOptions, patches: int) -> tuple[Pruner, int]:
     if budget == patches or isinstance(pruner, KeepAll):
         return KeepAll(), patches
     return pruner, budget
+
+
+def check_texts(method: str, texts: Sequence[str]) -> None:
+    """Raise OptionsError for a method that chooses by the text alone where there is none."""
+    if not texts and pruner_class(method).requires_text:
+        raise OptionsError(
+            f"litelvlm option 'method' is {method!r}, which chooses by the text alone, but the "
+            "request has none; write one, name it in 'texts', or choose another method."
+        )
 
 
 def decoder_method_names() -> tuple[str, ...]:

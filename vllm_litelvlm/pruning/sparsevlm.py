@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vllm_litelvlm.errors import OptionsError
 from vllm_litelvlm.pruning.decoder import DecoderPruner, DecoderSelection, DecoderState
-from vllm_litelvlm.pruning.ranking import highest, others
+from vllm_litelvlm.pruning.ranking import highest, others, raster
 
 #: Budget to how many visual tokens stay after each of the three layers, as published.
 PUBLISHED_SCHEDULES = {
@@ -109,7 +109,7 @@ class SparseVLM(DecoderPruner):
         attention = state.attention(_raters(state)).mean(dim=0)
         scores = attention[:, visual].mean(dim=0, keepdim=True)
         count = min(self._counts(budget)[stage], state.visual - 1)
-        kept = highest(scores, count).sort(dim=-1).values
+        kept = raster(highest(scores, count))
         pruned = others(kept, state.visual)
         number = int(pruned.shape[1] * _RECYCLED) + 1
         recycled = pruned.gather(1, highest(scores.gather(1, pruned), number))

@@ -42,6 +42,11 @@ class Condition:
         """Tokens that are kept of each image; None: all."""
         return None if self.options is None else int(self.options["budget"])
 
+    @property
+    def serves_whole(self) -> bool:
+        """Whether some images keep all of their tokens."""
+        return self.options is not None and self.options.get("repeat") == "full"
+
     def request_options(self, conversation: Conversation, turn: int) -> dict[str, Any] | None:
         if self.options is None:
             return None
@@ -76,15 +81,17 @@ def _plain(method: str, options: Mapping[str, Any]) -> list[Condition]:
 
 
 def _expressions(method: str, options: Mapping[str, Any]) -> list[Condition]:
-    """Tokens of each text's own, or one set for all texts of an image; the former uncached too."""
+    """Every answer to another text about an image; tokens of each text's own uncached too."""
     if method == IDEAL:
         return _ideal(options, "a draw for each text", "one draw shared")
     if not pruner_class(method).reads_text:
         return _plain(method, options)  # one set for all texts already
+    prune = {**options, "repeat": "prune"}
     return [
         Condition(_name(options), PLUGIN, options),
-        Condition(_name(options, "shared"), PLUGIN, options, adds="texts"),
-        Condition(_name(options, "without caches"), UNCACHED, options),
+        Condition(_name(options, "texts named"), PLUGIN, options, adds="texts"),
+        *_repeats(options),
+        Condition(_name(options, "repeat prune, without caches"), UNCACHED, prune),
     ]
 
 
@@ -94,9 +101,19 @@ def _chat(method: str, options: Mapping[str, Any]) -> list[Condition]:
         return _ideal(options, "a draw for each turn", "one draw")
     if not pruner_class(method).reads_text:
         return _plain(method, options)
+    first = {**options, "guide": "first"}
     return [
-        Condition(_name(options, f"guide {guide}"), PLUGIN, {**options, "guide": guide})
-        for guide in ("last", "first")
+        Condition(_name(options), PLUGIN, options),
+        Condition(_name(options, "guide first"), PLUGIN, first),
+        *_repeats(options),
+    ]
+
+
+def _repeats(options: Mapping[str, Any]) -> list[Condition]:
+    """The answers to another text that are not the default."""
+    return [
+        Condition(_name(options, f"repeat {repeat}"), PLUGIN, {**options, "repeat": repeat})
+        for repeat in ("prune", "full")
     ]
 
 

@@ -182,7 +182,7 @@ class _Run:
         full = await prompt_lengths(self.servers[STOCK], session.prompts)
         budget = session.condition.budget
         removed = 0 if budget is None else images * (self.settings.visual_tokens - budget)
-        check_prompt_lengths(session.timings, full, removed)
+        check_prompt_lengths(session.timings, full, removed, session.condition.serves_whole)
 
     async def _capacity(self, name: str) -> Capacity:
         server = self.servers[name]

@@ -77,7 +77,7 @@ class Inputs:
             image_size=geometry.image_size,
             patch_size=geometry.patch_size,
         )
-        self._scorer = ClipScorer(config, geometry.projection).to(device)
+        self._scorer = ClipScorer(config, geometry.projection, dtype).to(device)
         self._projector = nn.Sequential(
             nn.Linear(width, llm_width), nn.GELU(), nn.Linear(llm_width, llm_width)
         ).to(device, dtype)

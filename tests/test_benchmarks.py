@@ -257,6 +257,14 @@ def test_prompt_lengths_refuse_a_plugin_that_does_not_prune(lengths: tuple[int, 
         check_prompt_lengths([timing(1.0, n) for n in lengths], full=[600, 600], removed=448)
 
 
+def test_prompt_lengths_may_be_those_of_whole_images_but_not_all() -> None:
+    for lengths in ((152, 600), (600, 152), (152, 152)):
+        check_prompt_lengths([timing(1.0, n) for n in lengths], [600, 600], 448, some_whole=True)
+    for lengths in ((600, 600), (152, 153)):
+        with pytest.raises(MeasurementError, match="should have 152"):
+            check_prompt_lengths([timing(1.0, n) for n in lengths], [600, 600], 448, True)
+
+
 def test_prompt_lengths_refuse_a_block_without_requests() -> None:
     with pytest.raises(MeasurementError, match="No request"):
         check_prompt_lengths([], full=[], removed=448)
@@ -275,8 +283,8 @@ def test_every_round_measures_every_case_under_every_condition() -> None:
     chosen = settings(workloads=("expressions", "chat"), rates=(0.5,), rounds=3)
     measured = [(p.round, p.case, p.condition.name) for p in places(chosen)]
     assert len(set(measured)) == len(measured)
-    # 2 numbers of texts with 4 conditions, 1 number of turns with 3; a closed loop and a rate.
-    assert len(measured) == 3 * 2 * (2 * 4 + 3)
+    # 2 numbers of texts with 6 conditions, 1 number of turns with 5; a closed loop and a rate.
+    assert len(measured) == 3 * 2 * (2 * 6 + 5)
 
 
 def test_conditions_begin_with_stock_which_gets_no_options() -> None:
@@ -292,10 +300,10 @@ def test_conditions_begin_with_stock_which_gets_no_options() -> None:
 def test_conditions_name_what_differs() -> None:
     plain = [STOCK_NAME, "litelvlm, budget 64"]
     assert names("new", "litelvlm") == names("images", "litelvlm") == plain
-    shared, uncached = f"{plain[1]}, shared", f"{plain[1]}, without caches"
-    assert names("expressions", "litelvlm") == [*plain, shared, uncached]
-    last, first = f"{plain[1]}, guide last", f"{plain[1]}, guide first"
-    assert names("chat", "litelvlm") == [STOCK_NAME, last, first]
+    repeats = [f"{plain[1]}, repeat {repeat}" for repeat in ("prune", "full")]
+    named, uncached = f"{plain[1]}, texts named", f"{repeats[0]}, without caches"
+    assert names("expressions", "litelvlm") == [*plain, named, *repeats, uncached]
+    assert names("chat", "litelvlm") == [*plain, f"{plain[1]}, guide first", *repeats]
 
 
 def test_methods_that_read_no_text_have_one_condition_a_budget() -> None:
@@ -308,22 +316,29 @@ def test_random_is_called_the_ideal(workload: str) -> None:
     assert all("(ideal: no scoring)" in name for name in names(workload, "random")[1:])
 
 
-def test_shared_tokens_are_guided_by_all_texts_about_the_image() -> None:
-    own, shared, uncached = conditions_of("expressions", ("litelvlm",), (64,))[1:]
+def test_named_texts_are_all_that_are_asked_about_the_image() -> None:
+    default, named, prune, full, uncached = conditions_of("expressions", ("litelvlm",), (64,))[1:]
     conversation = Workload(0).take(4, "expressions", 4)[1]
-    assert own.request_options(conversation, 0) == {"method": "litelvlm", "budget": 64}
-    options = shared.request_options(conversation, 0)
-    assert options is not None
-    assert options["texts"] == list(conversation.texts)
-    assert (own.server, shared.server, uncached.server) == (PLUGIN, PLUGIN, UNCACHED)
+    plain = {"method": "litelvlm", "budget": 64}
+    assert default.request_options(conversation, 0) == plain
+    assert named.request_options(conversation, 0) == {**plain, "texts": list(conversation.texts)}
+    assert prune.request_options(conversation, 0) == {**plain, "repeat": "prune"}
+    assert full.request_options(conversation, 0) == {**plain, "repeat": "full"}
+    assert uncached.request_options(conversation, 0) == {**plain, "repeat": "prune"}
+    assert [c.server for c in (default, named, prune, full)] == 4 * [PLUGIN]
+    assert uncached.server == UNCACHED
 
 
-def test_guide_of_a_chat_is_sent_with_every_turn() -> None:
-    last, first = conditions_of("chat", ("litelvlm",), (64,))[1:]
+def test_options_of_a_chat_are_sent_with_every_turn() -> None:
     conversation = Workload(0).take(3, "chat", 3)[0]
-    for condition, guide in ((last, "last"), (first, "first")):
+    plain = {"method": "litelvlm", "budget": 64}
+    expected = [plain, {**plain, "guide": "first"}]
+    expected += [{**plain, "repeat": repeat} for repeat in ("prune", "full")]
+    for condition, options in zip(
+        conditions_of("chat", ("litelvlm",), (64,))[1:], expected, strict=True
+    ):
         sent = [condition.request_options(conversation, turn) for turn in range(3)]
-        assert sent == 3 * [{"method": "litelvlm", "budget": 64, "guide": guide}]
+        assert sent == 3 * [options]
 
 
 def test_random_draws_anew_exactly_where_tokens_are_not_shared() -> None:

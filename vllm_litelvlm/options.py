@@ -50,11 +50,11 @@ class PruningOptions(StrictModel):
     )
     method: str = Field("litelvlm", description="the name of a pruning method")
     repeat: Literal["prune", "full", "auto"] = Field(
-        "prune",
+        "auto",
         description=(
-            '"prune", "full" or "auto": whether an image that comes back with another text is '
-            "pruned anew, served whole, or pruned as long as its texts together keep no more "
-            "tokens than it has"
+            '"auto", "prune" or "full": whether an image that comes back with another text is '
+            "pruned anew only as long as that prefills no more than no pruning would, is pruned "
+            "anew always, or is served whole"
         ),
     )
     parameters: dict[str, Any] = Field(default_factory=dict)
@@ -147,10 +147,10 @@ class ServerOptions(StrictModel):
             raise OptionsError(
                 f"litelvlm option 'budget' comes to {budget} tokens; this server allows {allowed}."
             )
-        if options.repeat != "prune" and highest is not None and highest < patches:
+        if options.repeat == "full" and highest is not None and highest < patches:
             raise OptionsError(
-                f"litelvlm option 'repeat' is {options.repeat!r}, which serves some images whole, "
-                f"with {patches} tokens; this server allows at most {highest}. Leave it out."
+                "litelvlm option 'repeat' is 'full', which serves some images whole, with "
+                f"{patches} tokens; this server allows at most {highest}. Leave it out."
             )
         if options.texts is None:
             return

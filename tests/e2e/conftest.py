@@ -48,6 +48,7 @@ def server(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
     with serve(
         checkpoint.llava,
         clip_model=checkpoint.clip,
+        options={"repeat": "prune"},  # so that tests do not depend on what others asked before
         arguments=ARGUMENTS,
         environment={"VLLM_LITELVLM_TRACE": str(trace), "VLLM_SERVER_DEV_MODE": "1"},
         log=folder / "server.log",

@@ -26,8 +26,9 @@ SMALL = {
     "feature_cache_gb": (SLOTS + 0.5) * IMAGE_BYTES / 2**30,
     "pixel_cache_gb": (SLOTS + 0.5) * PIXEL_BYTES / 2**30,
     "text_cache": TEXTS,
+    "repeat": "prune",
 }
-NONE = {"feature_cache_gb": 0, "pixel_cache_gb": 0, "text_cache": 0}
+NONE = {"feature_cache_gb": 0, "pixel_cache_gb": 0, "text_cache": 0, "repeat": "prune"}
 
 
 class Counts:
@@ -70,6 +71,13 @@ class Lru:
         if len(self._kept) > self._places:
             self._kept.popitem(last=False)
         return there
+
+
+def alike(one: Answer, other: Answer) -> bool:
+    """Equal, but for what different blocks and batches do to the last digits."""
+    return one.token_ids == other.token_ids and one.logprobs == pytest.approx(
+        other.logprobs, abs=1e-3
+    )
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +148,7 @@ def test_small_caches_are_hit_as_predicted_and_change_no_answer(
             "text": (0, 0),
         }
     for one, cached, plain in zip(conversation, answers, without, strict=True):
-        assert cached.token_ids == plain.token_ids, one
-        assert cached.logprobs == pytest.approx(plain.logprobs, abs=1e-3), one
+        assert alike(cached, plain), one
 
 
 def test_second_text_about_an_image_is_preprocessed_encoded_and_embedded_only_where_new(
@@ -183,17 +190,47 @@ def test_image_that_repeats_is_served_whole_once_and_then_from_the_prefix_cache(
     assert ask(server.url, user_turn(questions[0], image), options) == pruned
 
 
-def test_auto_prunes_by_as_many_texts_as_fit_into_one_image(
+def test_auto_shares_one_set_of_all_texts_once_pruning_anew_would_cost_more_than_it_saved(
     server: Any, photographs: Sequence[Image.Image]
 ) -> None:
     image = photographs[3].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    answers = [
-        ask(server.url, user_turn("Look.", image), {**options, "repeat": "auto", "budget": 192}, 1)
-        for options in ({"texts": f"a {thing}"} for thing in ("cup", "dog", "cat", "car", "cup"))
-    ]
-    pruned = answers[0].prompt_tokens
-    whole = pruned + 576 - 192
-    assert [answer.prompt_tokens for answer in answers] == [pruned, pruned, pruned, whole, pruned]
+
+    def look(texts: list[str] | str, repeat: str) -> Answer:
+        options = {"texts": texts, "repeat": repeat, "budget": 192}
+        return ask(server.url, user_turn("Look.", image), options, 6)
+
+    alone = look("a cup", "prune")
+    together = look(["a cup", "a dog"], "prune")
+    assert not alike(alone, together)
+    server.forget()
+    before = Counts(server.url).value("vllm:prefix_cache_hits_total")
+    assert alike(look("a cup", "auto"), alone)
+    assert alike(look("a dog", "auto"), together)
+    assert Counts(server.url).value("vllm:prefix_cache_hits_total") == before
+    assert alike(look("a cat", "auto"), together)
+    assert Counts(server.url).value("vllm:prefix_cache_hits_total") == before + 128  # one block
+
+
+def test_auto_is_the_default_and_in_a_chat_all_turns_after_the_second_find_the_image(
+    start: Callable[..., Any], photographs: Sequence[Image.Image]
+) -> None:
+    questions = [f"What is {number}?" for number in range(5)]
+    conversations: list[list[dict[str, Any]]] = []
+    turns = [user_turn(questions[0], photographs[0])]
+    for question in questions[1:]:
+        conversations.append(list(turns))
+        turns += [{"role": "assistant", "content": "That."}, {"role": "user", "content": question}]
+
+    def guided(turn: int) -> list[str]:
+        """192 tokens save 384, which pays for one prompt of 192 and more, and not for two."""
+        return questions[:1] if turn == 0 else questions[:2]
+
+    with start({}) as running:
+        answers = [ask(running.url, turns, {"budget": 192}, 6) for turns in conversations]
+    with start({"repeat": "prune"}) as running:
+        for turn, (turns, answer) in enumerate(zip(conversations, answers, strict=True)):
+            options = {"budget": 192, "texts": guided(turn)}
+            assert alike(ask(running.url, turns, options, 6), answer)
 
 
 def test_same_pixels_under_two_client_given_uuids_are_one_image(

@@ -137,7 +137,7 @@ class _Turns:
 
 def settle(turns: _Turns, server: dict[str, Any] | None = None, **options: Any) -> Plan:
     """The processor's decision for a request, without an engine."""
-    bounds = parse_server_options(server)
+    bounds = parse_server_options({"repeat": "prune", **(server or {})})
     processor = SimpleNamespace(
         _patches=576,
         _guidance=SimpleNamespace(server=bounds),

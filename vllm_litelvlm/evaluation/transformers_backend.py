@@ -53,7 +53,7 @@ class TransformersBackend:
         tower = self._llava.config.vision_config
         clip_model = str(clip_model or default_clip_model(tower))
         clip = read_clip_config(clip_model, tower)
-        guidance = Guidance(tower, clip)
+        guidance = Guidance(tower, clip, self._llava.model.dtype)
         load_guidance(guidance.scorer, guidance.text_tower, self._llava.tower_tensors, clip_model)
         self._guidance = guidance.eval().to(place)
         text_tokens = clip.text_config.max_position_embeddings

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Literal
 
 import torch
 from transformers import BatchFeature
@@ -51,7 +50,7 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         config = info.get_hf_config()
         self._guidance = guidance_config(config)
         self._patches = info.get_max_image_tokens()
-        self._repeats = Repeats(self._patches)
+        self._repeats = Repeats()
         self._pixels = PixelCache(int(self._guidance.server.pixel_cache_gb * 2**30))
         self._image_token_id = config.image_token_index
 
@@ -115,24 +114,29 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
             wanted = {"last": turns[-1:], "first": turns[:1], "all": turns}[options.guide]
             texts = tuple(turn for turn in wanted if turn)[-self._guidance.server.max_texts :]
         check_texts(plan.method, texts)
-        if options.repeat != "prune" and not self._prunes(inputs, options.repeat, texts, plan):
-            return Plan.whole(self._patches)
-        return dataclasses.replace(plan, texts=texts)
+        plan = dataclasses.replace(plan, texts=texts)
+        return plan if options.repeat == "prune" else self._settle_repeat(options, plan, inputs)
 
-    def _prunes(
-        self,
-        inputs: ProcessorInputs,
-        repeat: Literal["full", "auto"],
-        texts: tuple[str, ...],
-        plan: Plan,
-    ) -> bool:
-        """Whether the request's images are pruned, or served whole."""
+    def _settle_repeat(self, options: PruningOptions, plan: Plan, inputs: ProcessorInputs) -> Plan:
+        """What becomes of the plan where the same images came with other texts before."""
         items = inputs.mm_data_items.get("image")
         images = items.get_all() if items is not None else []
-        if any(image is None for image in images):
-            return True  # an image that only vLLM's cache has, by the uuid that a client gave it
-        keys = [self._image_key(image) for image in images]
-        return self._repeats.prunes(keys, texts, plan.budget, repeat)
+        if not images or any(image is None for image in images):
+            return plan  # no image, or one that only vLLM's cache has, by a client's uuid
+        untold = dataclasses.replace(plan, texts=()).to_json().encode()
+        key = b"".join([*map(self._image_key, images), untold])
+        if options.repeat == "full":
+            first = self._repeats.is_first(key, plan.texts)
+            return plan if first else Plan.whole(self._patches)
+        kept = plan.pruner.output_count(plan.budget)
+        texts = self._repeats.guiding(
+            key,
+            plan.texts,
+            prompt=len(inputs.prompt) + len(images) * (kept - 1),
+            saved=len(images) * (self._patches - kept),
+            most=self._guidance.server.max_texts,
+        )
+        return dataclasses.replace(plan, texts=texts)
 
     def _image_key(self, image: object, **others: object) -> bytes:
         algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm

@@ -3,8 +3,10 @@
 LLaVA reads hidden state -2 of CLIP, which is the *input* of CLIP's last layer. The scores need of
 that layer only its first norm and its query, key and value projections; of the layer before, the
 norm, query and key (for the attention of [CLS]); and the post-layernorm and visual projection that
-align patches with texts. They are kept here in float32 and whole on every tensor-parallel rank,
-whatever the tower's own dtype and sharding.
+align patches with texts. They are kept here whole on every tensor-parallel rank, whatever the
+tower's own sharding, and in float32, whatever its dtype, but for the value projection: a product of
+that size is most of the cost, and of its result only lengths are wanted, in which rounding averages
+out.
 """
 
 from collections.abc import Sequence
@@ -35,9 +37,12 @@ class ClipScorer(nn.Module):
     Args:
         config: of the vision tower.
         projection_dim: width of the space that patches and texts share.
+        dtype: of the value projection.
     """
 
-    def __init__(self, config: CLIPVisionConfig, projection_dim: int) -> None:
+    def __init__(
+        self, config: CLIPVisionConfig, projection_dim: int, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         width = config.hidden_size
         self.heads = config.num_attention_heads
@@ -46,11 +51,11 @@ class ClipScorer(nn.Module):
         def norm() -> nn.LayerNorm:
             return nn.LayerNorm(width, eps=config.layer_norm_eps, dtype=torch.float32)
 
-        def square() -> nn.Linear:
-            return nn.Linear(width, width, dtype=torch.float32)
+        def square(dtype: torch.dtype = torch.float32) -> nn.Linear:
+            return nn.Linear(width, width, dtype=dtype)
 
         self.last_norm, self.last_query = norm(), square()
-        self.last_key, self.last_value = square(), square()
+        self.last_key, self.last_value = square(), square(dtype)
         self.feature_norm, self.feature_query, self.feature_key = norm(), square(), square()
         self.post_norm = norm()
         self.projection = nn.Linear(width, projection_dim, bias=False, dtype=torch.float32)
@@ -129,7 +134,8 @@ class ClipScorer(nn.Module):
         if needs & {Signal.CONTEXT_NORMALISED, Signal.LAST_KEYS}:
             keys = self.last_key(patches)
         if needs & {Signal.CONTEXT, Signal.CONTEXT_NORMALISED}:
-            lengths = torch.linalg.vector_norm(self.last_value(patches), dim=-1)
+            values_of_patches = self.last_value(patches.to(self.last_value.weight.dtype))
+            lengths = torch.linalg.vector_norm(values_of_patches, dim=-1, dtype=torch.float32)
         if Signal.CONTEXT in needs:
             logits = folded_logits(query, self.last_key, patches, heads=1).squeeze(1)
             values[Signal.CONTEXT] = context_score(logits, lengths)

@@ -28,12 +28,15 @@ class Guidance(nn.Module):
     Args:
         tower: configuration of the model's vision tower.
         clip: configuration of the CLIP checkpoint that it was taken from.
+        dtype: of what costs most, the text tower and the scorer's value projection.
     """
 
-    def __init__(self, tower: CLIPVisionConfig, clip: CLIPConfig) -> None:
+    def __init__(
+        self, tower: CLIPVisionConfig, clip: CLIPConfig, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
-        self.scorer = ClipScorer(tower, clip.projection_dim)
-        self.text_tower = ClipTextTower(clip.text_config)
+        self.scorer = ClipScorer(tower, clip.projection_dim, dtype)
+        self.text_tower = ClipTextTower(clip.text_config, dtype)
         self.feature_cache: SlotCache | None = None
         self.text_cache: SlotCache | None = None
         self._patches = (tower.image_size // tower.patch_size) ** 2

@@ -58,11 +58,11 @@ class ClipTextTokenizer:
 
 
 class ClipTextTower(nn.Module):
-    """CLIP's text transformer and projection, float32, whole on every rank."""
+    """CLIP's text transformer and projection, in ``dtype``, whole on every rank."""
 
-    def __init__(self, config: CLIPTextConfig) -> None:
+    def __init__(self, config: CLIPTextConfig, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.model = CLIPTextModelWithProjection._from_config(config, dtype=torch.float32)
+        self.model = CLIPTextModelWithProjection._from_config(config, dtype=dtype)
 
     def clip_names(self) -> dict[str, str]:
         """Own parameter name to the tensor's name in a CLIP checkpoint."""
@@ -77,4 +77,4 @@ class ClipTextTower(nn.Module):
         """
         embeddings = self.model(input_ids=token_ids.long()).text_embeds
         assert isinstance(embeddings, Tensor)
-        return embeddings
+        return embeddings.float()

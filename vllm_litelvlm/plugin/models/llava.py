@@ -49,8 +49,9 @@ class LiteLVLMLlava(LlavaForConditionalGeneration):
         if self.multimodal_config.get_limit_per_prompt("image") > 0:
             tower = self.config.vision_config
             clip = read_clip_config(self._guidance_config.clip_model, tower)
-            self.litelvlm = Guidance(tower, clip)
-            self._add_caches(self.litelvlm, vllm_config.model_config.dtype)
+            dtype = vllm_config.model_config.dtype
+            self.litelvlm = Guidance(tower, clip, dtype)
+            self._add_caches(self.litelvlm, dtype)
 
     def _add_caches(self, guidance: Guidance, dtype: torch.dtype) -> None:
         """Allocate them with the weights, so that vLLM's memory profile finds them taken."""

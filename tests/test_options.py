@@ -294,7 +294,8 @@ def test_parameter_of_a_method_is_refused_by_naming_it(
     [
         (
             "litelvlm",
-            "budget, context, direction, guide, method, order, repeat, share, texts, variant",
+            "budget, context, direction, guidance, guide, method, order, repeat, share, texts, "
+            "variant",
         ),
         ("random", "budget, guide, method, repeat, seed, texts"),
         ("keep-all", "budget, guide, method, repeat, texts"),

@@ -41,7 +41,7 @@ def test_identity_holds_everything_that_decides_what_is_kept() -> None:
 
 
 def test_defaults_spelled_out_are_the_same_identity() -> None:
-    spelled = decide(budget=64, variant="paper", share=None, direction="low", context=True)
+    spelled = decide(budget=64, variant="paper", share=None, direction=None, context=True)
     assert spelled.to_json() == decide(budget=64).to_json()
     assert decide(budget=192).to_json() == decide().to_json()
 

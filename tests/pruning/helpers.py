@@ -13,7 +13,7 @@ from vllm_litelvlm.pruning.base import Signal, Signals
 #: As many blocks as LLaVA runs of CLIP-L.
 CLIP_LAYERS = 23
 
-TEXT_SIGNALS = frozenset({Signal.SIMILARITY, Signal.COSINE})
+TEXT_SIGNALS = frozenset({Signal.SIMILARITY, Signal.COSINE, Signal.VALUE})
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,10 @@ def random_signals(
         Signal.LAST_ATTENTION: normal(1 + patches).softmax(dim=-1)[:, 1:],
         Signal.LAST_KEYS: normal(patches, width),
     }
+    value = normal(texts, patches)
+    for image, count in enumerate(text_counts):
+        value[image, count:] = 1e6 - torch.arange(patches) * 100.0
+    values[Signal.VALUE] = value
     return Signals(
         images=images,
         patches=patches,

@@ -30,6 +30,7 @@ PRUNERS = [
     build_pruner("litelvlm", {"share": 0.05}),
     build_pruner("litelvlm", {"share": 1.0}),
     build_pruner("litelvlm", {"context": False, "direction": "high"}),
+    build_pruner("litelvlm", {"guidance": "value"}),
     build_pruner("litelvlm", {"order": "context_first"}),
     build_pruner("context", {"variant": "reference"}),
     build_pruner("random", {"seed": 7}),

@@ -21,7 +21,8 @@ def expected_selection(
 ) -> tuple[list[int], set[int]]:
     """Kept patches in order, and the similarity set, with sorted lists and sets only."""
     patches = range(len(context))
-    sign = 1 if options["direction"] == "low" else -1
+    own = "low" if options["guidance"] == "similarity" else "high"
+    sign = 1 if (options["direction"] or own) == "low" else -1
     preferred = [sorted(patches, key=lambda j, s=s: sign * s[j]) for s in similarity]
     texts, paper = len(similarity), options["variant"] == "paper"
 
@@ -56,11 +57,12 @@ def _cases() -> list[tuple[dict[str, Any], list[int], list[int]]]:
     every = itertools.product(
         ["paper", "reference"],
         [None, 0.0, 0.05, 0.25, 0.5, 0.75, 1.0],
-        ["low", "high"],
+        ["similarity", "value"],
+        [None, "low", "high"],
         [True, False],
         [None, "raster", "context_first"],
     )
-    names = ("variant", "share", "direction", "context", "order")
+    names = ("variant", "share", "guidance", "direction", "context", "order")
     generator = random.Random(0)
     cases = []
     for values in every:
@@ -84,7 +86,7 @@ def test_selection_equals_the_re_derivation(
     context = signals[Signal.CONTEXT if paper else Signal.CONTEXT_NORMALISED]
 
     def assert_expected(selection: Selection, image: int, budget: int) -> None:
-        similarity = signals[Signal.SIMILARITY][image, : text_counts[image]]
+        similarity = signals[Signal(options["guidance"])][image, : text_counts[image]]
         kept, chosen = expected_selection(
             similarity.tolist(), context[image].tolist(), budget, options
         )

@@ -80,6 +80,22 @@ def test_cosine_is_that_of_clips_own_projections(
                 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_value_is_the_patches_own_way_through_the_last_layer(
+    checkpoint: Checkpoint, clip: Any, seen: Any, signals: Signals
+) -> None:
+    tokenizer = AutoProcessor.from_pretrained(checkpoint.clip).tokenizer
+    last, tower = clip.vision_model.encoder.layers[-1], clip.vision_model
+    with torch.no_grad():
+        for image, hidden in enumerate(seen.hidden_states[-2]):
+            values = last.self_attn.v_proj(last.layer_norm1(hidden[1:]))
+            path = clip.visual_projection(tower.post_layernorm(last.self_attn.out_proj(values)))
+            for number, text in enumerate(TEXT_SETS[image]):
+                state = clip.text_model(**tokenizer(text, return_tensors="pt")).pooler_output
+                expected = path @ clip.text_projection(state)[0]
+                found = signals[Signal.VALUE][image, number]
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_last_attention_and_keys_are_those_of_one_head_of_full_width(
     clip: Any, seen: Any, signals: Signals
 ) -> None:

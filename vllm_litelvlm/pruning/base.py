@@ -36,6 +36,9 @@ class Signal(StrEnum):
     SIMILARITY = "similarity"
     #: The same with both sides normalised to length 1.
     COSINE = "cosine"
+    #: Dot product of texts and patches on the value path of the last layer, [images, texts,
+    #: patches].
+    VALUE = "value"
     #: Eq. 5 in the last layer, [images, patches].
     CONTEXT = "context"
     #: Eq. 5 with query and keys normalised to length 1.
@@ -54,7 +57,7 @@ class Signal(StrEnum):
 
 
 #: Those with a row a text, [images, texts, patches].
-TEXT_SIGNALS = frozenset({Signal.SIMILARITY, Signal.COSINE})
+TEXT_SIGNALS = frozenset({Signal.SIMILARITY, Signal.COSINE, Signal.VALUE})
 
 
 class Tower(Protocol):

@@ -26,6 +26,10 @@ class LiteLVLM(Pruner):
       text's budget lowest) or key < budget // N (reference: the union of each text's);
     * ``context`` off: the budget patches with the lowest key (Table 4 #2 and #3).
 
+    With ``guidance="value"``, which is this package's own and not the paper's, the patches are
+    ranked by similarity on the value path of the last layer instead, and the wanted end is the
+    highest.
+
     The rest of the budget goes to the patches outside S with the highest context score (Eq. 5).
     Without any text S is empty.
 
@@ -41,11 +45,17 @@ class LiteLVLM(Pruner):
     variant: Literal["paper", "reference"] = Field(
         "paper", description='"paper" or "reference" (the authors\' released code)'
     )
+    guidance: Literal["similarity", "value"] = Field(
+        "similarity",
+        description='"similarity" (the method), or "value" (this package\'s own)',
+    )
     share: float | None = Field(
         None, ge=0, le=1, description="a number from 0 to 1, or null for the adaptive rule"
     )
-    direction: Literal["low", "high"] = Field(
-        "low", description='"low" (keep the least similar, the method) or "high" (Table 4 #2)'
+    direction: Literal["low", "high"] | None = Field(
+        None,
+        description='"low" (keep the least similar), "high" (Table 4 #2), or null: "low" for '
+        'guidance "similarity" (the method), "high" for "value"',
     )
     context: bool = Field(True, description="true or false (Table 4: no context tokens)")
     order: Literal["raster", "context_first"] | None = Field(
@@ -55,8 +65,12 @@ class LiteLVLM(Pruner):
 
     @property
     def needs(self) -> frozenset[Signal]:
-        """Similarity, and the context score in the variant's form."""
-        return frozenset({Signal.FEATURES, Signal.SIMILARITY, context_signal(self.variant)})
+        """The guidance's similarity, and the context score in the variant's form."""
+        return frozenset({Signal.FEATURES, self._similarity, context_signal(self.variant)})
+
+    @property
+    def _similarity(self) -> Signal:
+        return Signal.SIMILARITY if self.guidance == "similarity" else Signal.VALUE
 
     def select(self, signals: Signals, budget: int) -> Selection:
         """S first, then the context tokens, then the order that the language model gets."""
@@ -88,10 +102,11 @@ class LiteLVLM(Pruner):
 
     def _key(self, signals: Signals) -> Tensor:
         """Worst or best rank over an image's own texts, int64 [images, patches]."""
-        similarity = signals[Signal.SIMILARITY]
+        similarity = signals[self._similarity]
         if similarity.shape[1] == 0:  # no image of the batch has a text, so no S has members
             return similarity.new_zeros(signals.images, signals.patches, dtype=torch.int64)
-        places = ranks(similarity if self.direction == "low" else -similarity)
+        low = (self.direction or ("low" if self.guidance == "similarity" else "high")) == "low"
+        places = ranks(similarity if low else -similarity)
         own = signals.text_mask
         if self.variant == "paper":
             return places.masked_fill(~own, -1).amax(dim=1)

@@ -1,12 +1,12 @@
 """The CLIP scorer: what pruning needs of a vision tower beyond the layers that LLaVA runs.
 
 LLaVA reads hidden state -2 of CLIP, which is the *input* of CLIP's last layer. The scores need of
-that layer only its first norm and its query, key and value projections; of the layer before, the
+that layer only its first norm and its attention's projections; of the layer before, the
 norm, query and key (for the attention of [CLS]); and the post-layernorm and visual projection that
 align patches with texts. They are kept here whole on every tensor-parallel rank, whatever the
-tower's own sharding, and in float32, whatever its dtype, but for the value projection: a product of
-that size is most of the cost, and of its result only lengths are wanted, in which rounding averages
-out.
+tower's own sharding, and in float32, whatever its dtype, but for the value and output projections:
+products of that size are most of the cost, and of their results only lengths and dot products are
+wanted, in which rounding averages out.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class ClipScorer(nn.Module):
     Args:
         config: of the vision tower.
         projection_dim: width of the space that patches and texts share.
-        dtype: of the value projection.
+        dtype: of the value and output projections.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class ClipScorer(nn.Module):
 
         self.last_norm, self.last_query = norm(), square()
         self.last_key, self.last_value = square(), square(dtype)
+        self.last_output = square(dtype)
         self.feature_norm, self.feature_query, self.feature_key = norm(), square(), square()
         self.post_norm = norm()
         self.projection = nn.Linear(width, projection_dim, bias=False, dtype=torch.float32)
@@ -69,6 +70,7 @@ class ClipScorer(nn.Module):
             "last_query": f"{last}.self_attn.q_proj",
             "last_key": f"{last}.self_attn.k_proj",
             "last_value": f"{last}.self_attn.v_proj",
+            "last_output": f"{last}.self_attn.out_proj",
             "feature_norm": f"{feature}.layer_norm1",
             "feature_query": f"{feature}.self_attn.q_proj",
             "feature_key": f"{feature}.self_attn.k_proj",
@@ -104,7 +106,11 @@ class ClipScorer(nn.Module):
     def text_signals(
         self, hidden: Tensor, texts: Sequence[Tensor], needs: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
-        """The needed signals that depend on the texts too: Eq. 4, and its cosine.
+        """The needed signals that depend on the texts too: Eq. 4, its cosine, and the value path.
+
+        The value path is a patch's own way through the last layer: norm, value and output
+        projection, without attention, residual and feed-forward half (MaskCLIP, ECCV 2022;
+        ClearCLIP, ECCV 2024).
 
         Where lengths do not matter, ``(post_norm(h) W^T) . t = post_norm(h) . (t W)``: the texts
         are projected back, one small product a text instead of one a patch; the score is the same.
@@ -117,13 +123,22 @@ class ClipScorer(nn.Module):
         values: dict[Signal, Tensor] = {}
         if not needs & TEXT_SIGNALS:
             return values
-        normed = self.post_norm(hidden[:, 1:].float())
+        patches = hidden[:, 1:].float()
         padded = pad_sequence(list(texts), batch_first=True)
+        back = padded @ self.projection.weight
         if Signal.SIMILARITY in needs:
-            back = padded @ self.projection.weight
-            values[Signal.SIMILARITY] = similarity_score(normed, back)
+            values[Signal.SIMILARITY] = similarity_score(self.post_norm(patches), back)
         if Signal.COSINE in needs:
-            values[Signal.COSINE] = cosine_score(self.projection(normed), padded)
+            aligned = self.projection(self.post_norm(patches))
+            values[Signal.COSINE] = cosine_score(aligned, padded)
+        if Signal.VALUE in needs:
+            path = self.last_output(self._values(self.last_norm(patches))).float()
+            values[Signal.VALUE] = similarity_score(self.post_norm(path), back)
+        return values
+
+    def _values(self, normed: Tensor) -> Tensor:
+        """Values of the last layer, in the value projection's dtype."""
+        values: Tensor = self.last_value(normed.to(self.last_value.weight.dtype))
         return values
 
     def _last_layer_signals(self, hidden: Tensor, needs: frozenset[Signal]) -> dict[Signal, Tensor]:
@@ -134,8 +149,7 @@ class ClipScorer(nn.Module):
         if needs & {Signal.CONTEXT_NORMALISED, Signal.LAST_KEYS}:
             keys = self.last_key(patches)
         if needs & {Signal.CONTEXT, Signal.CONTEXT_NORMALISED}:
-            values_of_patches = self.last_value(patches.to(self.last_value.weight.dtype))
-            lengths = torch.linalg.vector_norm(values_of_patches, dim=-1, dtype=torch.float32)
+            lengths = torch.linalg.vector_norm(self._values(patches), dim=-1, dtype=torch.float32)
         if Signal.CONTEXT in needs:
             logits = folded_logits(query, self.last_key, patches, heads=1).squeeze(1)
             values[Signal.CONTEXT] = context_score(logits, lengths)

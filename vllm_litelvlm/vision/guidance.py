@@ -28,7 +28,7 @@ class Guidance(nn.Module):
     Args:
         tower: configuration of the model's vision tower.
         clip: configuration of the CLIP checkpoint that it was taken from.
-        dtype: of what costs most, the text tower and the scorer's value projection.
+        dtype: of what costs most, the text tower, and the scorer's value and output projections.
     """
 
     def __init__(

@@ -12,14 +12,14 @@ from PIL import Image
 
 import vllm_litelvlm
 from benchmarks.breakdown_meter import Meter, Times, attach
-from benchmarks.breakdown_settings import Source
+from benchmarks.checkpoints import Source
+from benchmarks.workload import WORDS, question
 from vllm_litelvlm.errors import LiteLVLMError
 from vllm_litelvlm.options import OPTIONS_KEY
 
 #: Tokens of prompt and answer together.
 _CONTEXT = 2048
 _IMAGE_SIZE = (640, 480)
-_THINGS = ("hand", "window", "shadow", "wheel", "light", "table", "corner")
 
 
 class EngineError(LiteLVLMError, RuntimeError):
@@ -46,7 +46,7 @@ class Questions:
 
     def __init__(self, seed: int) -> None:
         self._noise = np.random.default_rng(seed)
-        orders = list(itertools.permutations(_THINGS))
+        orders = list(itertools.permutations(WORDS))
         random.Random(seed).shuffle(orders)
         self._orders = itertools.cycle(orders)  # longer than any text stays in a cache
 
@@ -55,8 +55,7 @@ class Questions:
         return Image.fromarray(self._noise.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
     def text(self) -> str:
-        listed = " then the ".join(next(self._orders))
-        return f"Look for the {listed} then say where in the picture they are."
+        return question(next(self._orders))
 
 
 class Engine:
@@ -73,6 +72,7 @@ class Engine:
         self._llm = LLM(
             source.model,
             dtype="bfloat16",
+            load_format=source.load_format,
             enforce_eager=True,  # hooks see no pass that a CUDA graph replays
             max_model_len=_CONTEXT,
             max_num_seqs=1,

@@ -5,26 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
+from benchmarks import checkpoints
 from benchmarks.arguments import count
-from benchmarks.checkpoints import CHECKPOINTS, visual_tokens
-from vllm_litelvlm.demo.checkpoint import LARGE, SMALL, TINY, build_checkpoint
+from benchmarks.checkpoints import Source
 from vllm_litelvlm.errors import OptionsError
 
-GEOMETRIES = {"large": LARGE, "small": SMALL, "tiny": TINY}
 #: Tokens of an answer, so that the longest prompt fits beside it.
 MOST_OUTPUT_TOKENS = 1024
-
-
-@dataclass(frozen=True)
-class Source:
-    """A checkpoint to measure: hub names or folders, and how to call it in a result."""
-
-    model: str
-    clip_model: str | None
-    name: str
 
 
 @dataclass(frozen=True)
@@ -42,10 +31,10 @@ class Settings:
     @classmethod
     def of(cls, options: argparse.Namespace, console: Console) -> "Settings":
         """From a parsed command line; a checkpoint is built where none was named."""
-        source = _find_source(options, console)
+        source = checkpoints.find_source(options, console)
         return cls(
             source=source,
-            visual_tokens=visual_tokens(source.model),
+            visual_tokens=source.visual_tokens,
             budgets=tuple(sorted(set(options.budgets), reverse=True)),
             repetitions=options.repetitions,
             output_tokens=options.output_tokens,
@@ -70,15 +59,7 @@ def arguments_parser(
         prog=f"python -m benchmarks.{command}", description=description.partition("\n")[0]
     )
     add = parser.add_argument
-    add("--model", help="LLaVA-1.5 checkpoint; by default one with random weights is built")
-    add("--clip-model", help="CLIP of the model's vision tower, where the plugin's does not fit")
-    add(
-        "--geometry",
-        choices=list(GEOMETRIES),
-        default="large",
-        help="of the built checkpoint; large (default): 1.1B language model and CLIP-L/336; "
-        "tiny: to try it out",
-    )
+    checkpoints.add_arguments(parser, list(checkpoints.GEOMETRIES))
     add(
         "--budgets",
         metavar="B",
@@ -109,8 +90,7 @@ def arguments_parser(
 def parse(parser: argparse.ArgumentParser, given: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; ends the program where it contradicts itself."""
     options = parser.parse_args(given)
-    if options.clip_model and not options.model:
-        parser.error("--clip-model belongs to --model; the built checkpoint brings its own CLIP")
+    checkpoints.check_arguments(parser, options)
     return options
 
 
@@ -119,14 +99,3 @@ def _answer_length(text: str) -> int:
     if value > MOST_OUTPUT_TOKENS:
         raise argparse.ArgumentTypeError(f"{value} is above {MOST_OUTPUT_TOKENS}")
     return value
-
-
-def _find_source(options: argparse.Namespace, console: Console) -> Source:
-    """The user's checkpoint, or one that is built here."""
-    if options.model is not None:
-        return Source(options.model, options.clip_model, options.model)
-    folder = CHECKPOINTS / options.geometry
-    with console.status(f"Building the {options.geometry} checkpoint in {folder} ..."):
-        built = build_checkpoint(folder, GEOMETRIES[options.geometry], torch.bfloat16)
-    name = f"{options.geometry} geometry, random weights"
-    return Source(str(built.llava), str(built.clip), name)

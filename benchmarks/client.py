@@ -47,8 +47,9 @@ class Block:
     """The requests of one round, case and condition (by its name).
 
     ``other_load`` is in cores: what processes that do not belong to the measurement kept busy.
-    ``kv_cache_peak`` is a share, the highest that was seen. The vision tower was to see
-    ``feature_queries`` images, and ``feature_hits`` of them were in the plugin's cache.
+    ``kv_cache_peak`` is a share, and ``running_peak`` how many requests the engine ran at once,
+    both the highest that was seen. The vision tower was to see ``feature_queries`` images, and
+    ``feature_hits`` of them were in the plugin's cache.
     """
 
     round: int
@@ -58,6 +59,7 @@ class Block:
     timings: tuple[Timing, ...]
     other_load: float = 0.0
     kv_cache_peak: float = 0.0
+    running_peak: int = 0
     feature_queries: int = 0
     feature_hits: int = 0
 

@@ -17,8 +17,9 @@ STOCK_NAME = "stock vLLM"
 NO_CACHES = {"feature_cache_gb": 0, "pixel_cache_gb": 0, "text_cache": 0}
 #: As many tokens as any other method keeps, and nothing scored: no method can be faster.
 IDEAL = "random"
+KEEP_ALL = "keep-all"
 #: Methods that keep as many tokens as they are told.
-METHODS = tuple(name for name in method_names() if name != "keep-all")
+METHODS = tuple(name for name in method_names() if name != KEEP_ALL)
 
 Item = TypeVar("Item")
 

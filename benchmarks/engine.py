@@ -13,6 +13,7 @@ from benchmarks.settings import SERVED_MODEL_NAME
 from vllm_litelvlm.demo.server import Server
 
 KV_CACHE_USE = "vllm:kv_cache_usage_perc"
+RUNNING = "vllm:num_requests_running"
 CACHE_CONFIGURATION = "vllm:cache_config_info"
 FEATURE_QUERIES = "litelvlm_feature_cache_queries_total"
 FEATURE_HITS = "litelvlm_feature_cache_hits_total"
@@ -55,14 +56,16 @@ async def read_metrics(server: Server) -> str:
     return await asyncio.to_thread(_get, f"{server.url}/metrics")
 
 
-async def peak_cache_use(server: Server, ended: asyncio.Event) -> float:
-    """The highest share of the KV cache in use that was seen until ``ended``."""
-    peak = 0.0
+async def peaks(server: Server, ended: asyncio.Event) -> tuple[float, int]:
+    """The highest share of the KV cache in use, and the most requests running, until ``ended``."""
+    used, running = 0.0, 0
     while not ended.is_set():
-        peak = max(peak, metric(await read_metrics(server), KV_CACHE_USE))
+        text = await read_metrics(server)
+        used = max(used, metric(text, KV_CACHE_USE))
+        running = max(running, int(metric(text, RUNNING)))
         with suppress(TimeoutError):
             await asyncio.wait_for(ended.wait(), POLL_SECONDS)
-    return peak
+    return used, running
 
 
 async def prompt_lengths(server: Server, prompts: Sequence[list[dict[str, Any]]]) -> list[int]:

@@ -39,7 +39,8 @@ class Row:
     """One case and condition. Times in seconds; ratios to stock in the same round and case.
 
     Tokens are means over requests, ``first_token_by_turn`` over those of each turn. The peak use
-    of the KV cache is a share; ``other_load`` is the highest of the row's blocks, in cores.
+    of the KV cache is a share, ``running_peak`` the most requests at once; ``other_load`` is the
+    highest of the row's blocks, in cores.
     """
 
     case: Case
@@ -55,6 +56,7 @@ class Row:
     first_token_by_turn: tuple[float, ...]
     inter_token_mean: float | None
     kv_cache_peak: float
+    running_peak: int
     other_load: float
     throughput_ratio: Estimate
     first_token_ratio: Estimate
@@ -116,6 +118,7 @@ def _row(blocks: list[Block], stock: dict[tuple[int, Case], Block]) -> Row:
         ),
         inter_token_mean=statistics.fmean(gaps) if gaps else None,
         kv_cache_peak=max(block.kv_cache_peak for block in blocks),
+        running_peak=max(block.running_peak for block in blocks),
         other_load=max(block.other_load for block in blocks),
         throughput_ratio=ratio(requests_per_second),
         first_token_ratio=ratio(mean_first_token),
@@ -132,6 +135,7 @@ _COLUMNS = (
     "p95",
     "inter-token (ms)",
     "KV cache peak",
+    "most at once",
     "throughput ÷ stock",
     "TTFT ÷ stock",
     "other load",
@@ -187,6 +191,7 @@ def _cells(row: Row) -> list[str]:
         _time(row.first_token_p95),
         "–" if row.inter_token_mean is None else f"{1000 * row.inter_token_mean:.0f}",
         f"{100 * row.kv_cache_peak:.1f}%",
+        str(row.running_peak),
         "1" if row.is_stock else row.throughput_ratio.show(2),
         "1" if row.is_stock else row.first_token_ratio.show(2),
         f"{row.other_load:.2f}",
@@ -209,13 +214,19 @@ def notes(settings: Settings, record: Record, machine: Machine, model: str) -> s
         f"conversations. Machine: {machine}. Versions: {installed}. "
         f"Other processes kept {statistics.fmean(others):.2f} cores busy, at most "
         f"{max(others):.2f} in a block (the last column: at most in the row's). "
-        f"{_sittings(record)}"
+        f"{_sittings(record)}{_STAND_IN if settings.one_server else ''}"
         "Ratios are to stock in the same round; ± is one standard error over rounds. "
         "Every block has images and texts of its own, and no cache is reset: what a block finds in "
         "vLLM's caches (prefix, multimodal, encoder) or in the plugin's it put there itself. "
         "Cached tokens are those of the prefix cache, as the server reports them. "
-        f"The KV cache's peak is the highest use seen on /metrics. It holds at once: {fits}."
+        f"The KV cache's peak and the most requests running at once are the highest seen on "
+        f"/metrics. The cache holds at once: {fits}."
     )
+
+
+_STAND_IN = (
+    "For stock vLLM stands method keep-all on the same server, which runs the code of stock vLLM. "
+)
 
 
 def _sittings(record: Record) -> str:

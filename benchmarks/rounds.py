@@ -17,7 +17,7 @@ from benchmarks.engine import (
     Capacity,
     capacity,
     metric,
-    peak_cache_use,
+    peaks,
     prompt_lengths,
     read_metrics,
 )
@@ -61,9 +61,9 @@ def measure(settings: Settings, record: Record, console: Console) -> None:
             with console.status(f"Starting vllm serve ({name}) ..."):
                 servers[name] = running.enter_context(
                     serve(
-                        settings.model,
+                        settings.source.model,
                         plugin=plugin,
-                        clip_model=settings.clip_model if plugin else None,
+                        clip_model=settings.source.clip_model if plugin else None,
                         options=settings.server_options(name) if plugin else None,
                         arguments=settings.server_arguments,
                         environment={"VLLM_PLUGINS": PLUGIN_NAME if plugin else ""},
@@ -139,12 +139,12 @@ class _Run:
         server = self.servers[place.condition.server]
         before = await read_metrics(server)
         ended = asyncio.Event()
-        watching = asyncio.create_task(peak_cache_use(server, ended))
+        watching = asyncio.create_task(peaks(server, ended))
         try:
             seconds, other_load = await session.timed(self._load(place, session, conversations))
         finally:
             ended.set()
-        peak = await watching
+        used, running = await watching
         after = await read_metrics(server)
         queries, hits = (
             int(metric(after, name) - metric(before, name))
@@ -160,7 +160,8 @@ class _Run:
             seconds=seconds,
             timings=tuple(session.timings),
             other_load=other_load,
-            kv_cache_peak=peak,
+            kv_cache_peak=used,
+            running_peak=running,
             feature_queries=queries,
             feature_hits=hits,
         )
@@ -178,8 +179,9 @@ class _Run:
         await session.open_loop(conversations, arrivals(rate, len(conversations), seed))
 
     async def _check_lengths(self, session: Session, images: int) -> None:
-        """Compare with the stock server's count of the very same messages."""
-        full = await prompt_lengths(self.servers[STOCK], session.prompts)
+        """Compare with what a server counts that prunes nothing of the very same messages."""
+        counting = next(iter(self.servers.values()))  # one that prunes nothing unless told to
+        full = await prompt_lengths(counting, session.prompts)
         budget = session.condition.budget
         removed = 0 if budget is None else images * (self.settings.visual_tokens - budget)
         check_prompt_lengths(session.timings, full, removed, session.condition.serves_whole)

@@ -6,16 +6,19 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPTextConfig, CLIPVisionConfig, CLIPVisionModel
 
 from vllm_litelvlm.demo.checkpoint import LARGE, TINY, Geometry
 from vllm_litelvlm.evaluation.tower import HfTower, vision_model
 from vllm_litelvlm.pruning.base import Signal, Signals
 from vllm_litelvlm.vision.clip import ClipScorer
+from vllm_litelvlm.vision.text import ClipTextTower
 
 #: CLIP-L/336 with the projector of LLaVA-1.5-7B, and one for trying the benchmark out.
 GEOMETRIES = {"large": replace(LARGE, llm_width=4096), "tiny": TINY}
 
+#: Of a text, a short question with its first and last token.
+TEXT_TOKENS = 20
 #: The signals that sum to about 1 over an image; all others are normal.
 _PROBABILITIES = {Signal.CLS_ATTENTION, Signal.LAST_ATTENTION}
 
@@ -78,6 +81,14 @@ class Inputs:
             patch_size=geometry.patch_size,
         )
         self._scorer = ClipScorer(config, geometry.projection, dtype).to(device)
+        text_config = CLIPTextConfig(
+            hidden_size=geometry.text_width,
+            intermediate_size=4 * geometry.text_width,
+            num_hidden_layers=geometry.text_layers,
+            num_attention_heads=max(1, geometry.text_width // 64),
+            projection_dim=geometry.projection,
+        )
+        self._text_tower = ClipTextTower(text_config, dtype).to(device).eval()
         self._projector = nn.Sequential(
             nn.Linear(width, llm_width), nn.GELU(), nn.Linear(llm_width, llm_width)
         ).to(device, dtype)
@@ -111,6 +122,17 @@ class Inputs:
 
         return compute
 
+    def texts(self, size: Size) -> Callable[[], Tensor]:
+        """What embeds one new text an image."""
+        ids = torch.randint(
+            self._text_tower.model.config.vocab_size,
+            (size.images, TEXT_TOKENS),
+            generator=self._random,
+            device=self.device,
+        )
+        ids[:, -1] = self._text_tower.model.config.eos_token_id
+        return lambda: self._text_tower(ids)
+
     def tower(self, size: Size) -> HfTower:
         """The tower on random images."""
         side = self.geometry.image_size
@@ -137,7 +159,7 @@ class Inputs:
                 return images, 1 + patches, width
             case Signal.PROJECTED:
                 return images, patches, self.geometry.llm_width
-            case Signal.SIMILARITY | Signal.COSINE:
+            case Signal.SIMILARITY | Signal.COSINE | Signal.VALUE:
                 return images, 1, patches
             case Signal.KEYS:
                 return images, patches, self._head_width

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 
 from benchmarks.machine import Machine, package_versions
 from benchmarks.report import percentile
-from benchmarks.selection_inputs import Size
+from benchmarks.selection_inputs import TEXT_TOKENS, Size
 from benchmarks.selection_rounds import Block, Settings
+from vllm_litelvlm.pruning.registry import pruner_class
 
 #: The method that the others are set beside.
 REFERENCE = "litelvlm"
@@ -41,7 +42,8 @@ class Row:
     """A method at a size; seconds and ratios, None where not measured.
 
     ``relative``: selection to the reference's in the same round. ``tower_share``: guidance and
-    selection to the tower's time in the same round. ``tower_inside``: for a method inside the
+    selection to the tower's time in the same round, ``new_texts``: embedding one new text an image
+    besides, None for a method that reads none. ``tower_inside``: for a method inside the
     tower, the time of the tower with it to that of the tower alone.
     """
 
@@ -51,6 +53,7 @@ class Row:
     relative: Spread | None
     guidance: Spread | None
     tower_share: Spread | None
+    new_texts: Spread | None
     tower_inside: Spread | None
 
     @property
@@ -95,6 +98,11 @@ def _row(method: str, size: Size, blocks: Sequence[Block]) -> Row:
         selection = block.seconds("selection", method)
         return None if selection is None else selection + (block.seconds("guidance", method) or 0)
 
+    def with_texts(block: Block) -> float | None:
+        known, texts = cost(block), block.seconds("texts", None)
+        reads = pruner_class(method).reads_text
+        return known + texts if reads and known is not None and texts is not None else None
+
     def to_tower(block: Block, seconds: float | None) -> float | None:
         return ratio(seconds, block.seconds("tower", None))
 
@@ -108,6 +116,7 @@ def _row(method: str, size: Size, blocks: Sequence[Block]) -> Row:
         relative=_spread(blocks, to_reference),
         guidance=_spread(blocks, lambda block: block.seconds("guidance", method)),
         tower_share=_spread(blocks, lambda block: to_tower(block, cost(block))),
+        new_texts=_spread(blocks, lambda block: to_tower(block, with_texts(block))),
         tower_inside=_spread(blocks, lambda block: to_tower(block, block.seconds("tower", method))),
     )
 
@@ -128,7 +137,11 @@ def markdown(settings: Settings, summary: Summary) -> str:
         heads.append(f"÷ {REFERENCE}, batch {bar}")
         guided = any(size in summary.towers for size in sizes)
         if guided:
-            heads += [f"guidance, batch {bar}, ms", f"of the tower's time, batch {bar}"]
+            heads += [
+                f"guidance, batch {bar}, ms",
+                f"of the tower's time, batch {bar}",
+                "with new texts",
+            ]
         lines = [
             f"{patches} patch tokens, {sizes[0].budget} kept\n",
             "| method | " + " | ".join(heads) + " |",
@@ -141,6 +154,7 @@ def markdown(settings: Settings, summary: Summary) -> str:
             if guided:
                 share = _shown(row.tower_share, 100, "%")
                 cells += [_shown(row.guidance, 1000), f"**{share}**" if row.above_bar else share]
+                cells.append(_shown(row.new_texts, 100, "%"))
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
         tables.append("\n".join(lines))
     return "\n\n".join(tables)
@@ -173,8 +187,9 @@ def notes(
                 f"({settings.geometry.vision_layers - 1} layers, transformers, sdpa, "
                 f"{settings.dtype}) in the same round, {tower.show(1000)} ms; bold is above "
                 f"{BAR:.0%}. Guidance is what computes a method's signals from hidden states, "
-                "text embeddings given; where a method reads projected tokens, that is the "
-                "projector on all tokens too."
+                "text embeddings given (where a method reads projected tokens, that is the "
+                "projector on all tokens too); with new texts: embedding one of "
+                f"{TEXT_TOKENS} tokens an image besides."
             )
             told += _inside_notes(settings, summary, size)
     left_out = [f"{r.method} at {_place(r.size)}" for r in summary.rows if r.selection is None]

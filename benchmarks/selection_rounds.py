@@ -26,8 +26,8 @@ _LONG = 5.0
 _MOST_CALLS = 50
 
 #: "tower" with a method is the tower with that method working between its blocks.
-What = Literal["selection", "guidance", "tower"]
-#: A method (None: the tower alone) and what of it is measured.
+What = Literal["selection", "guidance", "tower", "texts"]
+#: A method (None: the vision tower alone, or the text tower) and what of it is measured.
 Task = tuple[What, str | None]
 
 
@@ -49,7 +49,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds of each call that was measured. ``method`` is None for the tower alone."""
+    """Seconds of each call that was measured. ``method`` is None for the towers alone."""
 
     what: What
     method: str | None
@@ -89,7 +89,7 @@ def measure(settings: Settings, pruners: dict[str, Pruner], console: Console) ->
                 other_load, times = OtherLoad(), []
                 for what, method in rotated(tasks[size], number):
                     place = f"{number + 1}: {size.images} x {size.patches}"
-                    progress.update(bar, description=f"round {place}, {method or 'tower'}")
+                    progress.update(bar, description=f"round {place}, {method or what}")
                     action = _action(inputs, pruners, (what, method), size)
                     times.append(Time(what, method, _timed(action, device, first=number == 0)))
                     del action  # the inputs go before the next ones are made
@@ -109,7 +109,7 @@ def _tasks(
     ]
     tasks: list[Task] = [("selection", method) for method in fitting]
     if size.patches == inputs.patches:
-        tasks.append(("tower", None))
+        tasks += [("tower", None), ("texts", None)]
         for method in fitting:
             outside = needs_features(pruners[method].needs)
             tasks.append(("guidance" if outside else "tower", method))
@@ -121,6 +121,8 @@ def _action(
 ) -> Callable[[], object]:
     """What is timed, with inputs of its own."""
     what, method = task
+    if what == "texts":
+        return inputs.texts(size)
     if method is None:
         tower = inputs.tower(size)
         return lambda: tower.model(pixel_values=tower.pixel_values).last_hidden_state

@@ -1,13 +1,22 @@
 """What a run measures: its settings, and the cases that follow from them."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.conditions import NO_CACHES, PLUGIN, STOCK, UNCACHED, Condition, conditions_of
+from benchmarks.checkpoints import Source
+from benchmarks.conditions import (
+    KEEP_ALL,
+    NO_CACHES,
+    PLUGIN,
+    STOCK,
+    UNCACHED,
+    Condition,
+    conditions_of,
+)
 from benchmarks.workload import WORKLOADS
 
 SERVED_MODEL_NAME = "model"
@@ -51,10 +60,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured. ``requests`` is per round, case and condition."""
+    """What is measured. ``requests`` is per round, case and condition.
 
-    model: str
-    clip_model: str | None
+    With ``one_server``, keep-all on the plugin's server stands for stock vLLM.
+    """
+
+    source: Source
     visual_tokens: int
     workloads: tuple[str, ...]
     methods: tuple[str, ...]
@@ -69,6 +80,7 @@ class Settings:
     rates: tuple[float, ...]
     seed: int
     output: Path
+    one_server: bool = False
     extra_arguments: tuple[str, ...] = ()
 
     @property
@@ -91,7 +103,11 @@ class Settings:
         ]
 
     def conditions(self, workload: str) -> tuple[Condition, ...]:
-        return conditions_of(workload, self.methods, self.budgets)
+        stock, *others = conditions_of(workload, self.methods, self.budgets)
+        if self.one_server:
+            whole = {"method": KEEP_ALL, "budget": self.visual_tokens}
+            stock = replace(stock, server=PLUGIN, options=whole)
+        return (stock, *others)
 
     @property
     def servers(self) -> list[str]:
@@ -102,6 +118,8 @@ class Settings:
     def server_options(self, server: str) -> dict[str, Any]:
         """The plugin's options of a server that has the plugin."""
         options: dict[str, Any] = dict(NO_CACHES) if server == UNCACHED else {}
+        if self.one_server:
+            options["method"] = KEEP_ALL  # what requests without options are counted by
         most = max(self.expressions) if "expressions" in self.workloads else 0
         return options | ({"max_texts": most} if most > _MOST_TEXTS else {})
 
@@ -115,6 +133,7 @@ class Settings:
             # Nothing bounds what is under way at a rate.
             f"--max-num-seqs={max(8, *self.concurrency, 64 if self.rates else 0)}",
             "--enable-prompt-tokens-details",
+            f"--load-format={self.source.load_format}",
         ]
         if "images" in self.workloads:
             arguments.append(f'--limit-mm-per-prompt={{"image": {self.images_per_request}}}')

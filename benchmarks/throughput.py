@@ -17,12 +17,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from openai import OpenAIError
 from rich.console import Console
 
+from benchmarks import checkpoints
 from benchmarks.arguments import count
-from benchmarks.checkpoints import CHECKPOINTS, visual_tokens
 from benchmarks.client import MeasurementError
 from benchmarks.conditions import METHODS
 from benchmarks.machine import Machine, package_versions
@@ -32,18 +31,14 @@ from benchmarks.rounds import measure
 from benchmarks.settings import Settings
 from benchmarks.throughput_plot import plot
 from benchmarks.workload import WORKLOADS
-from vllm_litelvlm.demo.checkpoint import LARGE, SMALL, build_checkpoint
 from vllm_litelvlm.errors import LiteLVLMError
-
-GEOMETRIES = {"large": LARGE, "small": SMALL}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = arguments_parser()
     options = parser.parse_args(given)
-    if options.clip_model and not options.model:
-        parser.error("--clip-model belongs to --model; the built checkpoint brings its own CLIP")
+    checkpoints.check_arguments(parser, options)
     console = Console(stderr=True)
     machine = Machine.describe()
     try:
@@ -57,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"error: {error}", style="red", markup=False, highlight=False)
         return 1
     rows = summarise(settings, record.blocks)
-    model = options.model or f"{options.geometry} geometry, random weights"
+    model = settings.source.name
     # vLLM's own variables change what is measured as much as arguments do.
     variables = [f"{name}={value}" for name, value in os.environ.items() if name[:5] == "VLLM_"]
     command = shlex.join([*variables, "python", "-m", "benchmarks.throughput", *given])
@@ -85,14 +80,7 @@ def arguments_parser() -> argparse.ArgumentParser:
         description=(__doc__ or "").partition("\n")[0],
     )
     add = parser.add_argument
-    add("--model", help="LLaVA-1.5 checkpoint; by default one with random weights is built")
-    add("--clip-model", help="CLIP of the model's vision tower, where the plugin's does not fit")
-    add(
-        "--geometry",
-        choices=sorted(GEOMETRIES),
-        default="large",
-        help="of the built checkpoint; large (default): 1.1B language model and CLIP-L/336",
-    )
+    checkpoints.add_arguments(parser, list(checkpoints.GEOMETRIES))
     add(
         "--budgets",
         metavar="B",
@@ -117,6 +105,12 @@ def arguments_parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("benchmarks/results/throughput"),
         help="for blocks.jsonl, results.json, table.md, plots and the servers' logs (%(default)s)",
+    )
+    add(
+        "--one-server",
+        action="store_true",
+        help="where two do not fit: keep-all on the plugin's server, which is the code of stock "
+        "vLLM, stands for stock vLLM",
     )
     add("--resume", action="store_true", help="go on from the blocks.jsonl of the same command")
     add("extra_arguments", nargs="*", help=argparse.SUPPRESS)
@@ -160,18 +154,11 @@ def _rate(text: str) -> float:
 
 
 def _settings(options: argparse.Namespace, console: Console) -> Settings:
-    """Settings for the user's model, or for one that is built here."""
-    model, clip_model = options.model, options.clip_model
-    if model is None:
-        folder = CHECKPOINTS / options.geometry
-        with console.status(f"Building the {options.geometry} checkpoint in {folder} ..."):
-            built = build_checkpoint(folder, GEOMETRIES[options.geometry], torch.bfloat16)
-        console.print(f"Weights in {folder} are random, which does not matter for speed.")
-        model, clip_model = str(built.llava), str(built.clip)
+    """What the command line asks for; a checkpoint is built where none was named."""
+    source = checkpoints.find_source(options, console)
     return Settings(
-        model=model,
-        clip_model=clip_model,
-        visual_tokens=visual_tokens(model),
+        source=source,
+        visual_tokens=source.visual_tokens,
         workloads=tuple(dict.fromkeys(options.workload)),
         methods=tuple(dict.fromkeys(options.methods)),
         budgets=tuple(sorted(set(options.budgets), reverse=True)),
@@ -185,6 +172,7 @@ def _settings(options: argparse.Namespace, console: Console) -> Settings:
         rates=tuple(sorted(set(options.rates))),
         seed=options.seed,
         output=options.output,
+        one_server=options.one_server,
         extra_arguments=tuple(options.extra_arguments),
     )
 

@@ -14,7 +14,8 @@ from PIL import Image
 #: Pixels of every image; CLIP's own processor makes a square of 336 of it.
 IMAGE_SIZE = (640, 480)
 _PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "retina")
-_THINGS = ("hand", "window", "shadow", "wheel", "light", "table", "corner", "line")
+#: Every text has all of them, so that all are equally long.
+WORDS = ("big", "red", "old", "new", "top", "far", "hot", "low")
 
 
 class Kind(NamedTuple):
@@ -104,15 +105,18 @@ class Workload:
         return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode()
 
     def _text(self) -> str:
-        if len(self._asked) == math.factorial(len(_THINGS)):
+        if len(self._asked) == math.factorial(len(WORDS)):
             raise ValueError(f"A workload has {len(self._asked)} different texts; all are used up.")
         while True:
-            things = self._order.sample(_THINGS, len(_THINGS))
-            listed = " then the ".join(things)
-            text = f"Look for the {listed} then say where in the picture they are."
+            text = question(self._order.sample(WORDS, len(WORDS)))
             if text not in self._asked:
                 self._asked.add(text)
                 return text
+
+
+def question(words: Sequence[str]) -> str:
+    """A text that asks for something referred to by ``words``."""
+    return f"Where is the {' '.join(words)} cup?"
 
 
 def arrivals(rate: float, count: int, seed: str) -> list[float]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.checkpoints import Source
 from benchmarks.client import Block, MeasurementError, Timing, check_prompt_lengths
 from benchmarks.conditions import PLUGIN, STOCK, STOCK_NAME, UNCACHED, conditions_of, rotated
 from benchmarks.engine import Capacity, capacity, metric
@@ -58,8 +59,7 @@ BLOCKS = [
 
 def settings(output: Path = Path("results"), **changes: object) -> Settings:
     values: dict[str, object] = {
-        "model": "model",
-        "clip_model": None,
+        "source": Source("model", None, "a model"),
         "visual_tokens": 576,
         "workloads": ("new",),
         "methods": ("litelvlm",),

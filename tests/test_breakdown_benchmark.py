@@ -21,7 +21,8 @@ from benchmarks.breakdown_engine import Answer, Questions
 from benchmarks.breakdown_meter import PARTS, Meter, Times
 from benchmarks.breakdown_report import markdown, shown, summarise
 from benchmarks.breakdown_rounds import STATES, Case, Request
-from benchmarks.breakdown_settings import Settings, Source
+from benchmarks.breakdown_settings import Settings
+from benchmarks.checkpoints import Source
 
 ROOT = Path(breakdown.__file__).parents[1]
 PROMPT_TEXT_TOKENS = 65

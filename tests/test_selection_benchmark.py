@@ -17,7 +17,7 @@ from benchmarks.selection_report import Spread, markdown, summarise
 from benchmarks.selection_rounds import Block, Settings, Time
 from vllm_litelvlm.demo.checkpoint import TINY
 from vllm_litelvlm.pruning.base import Pruner, Signal
-from vllm_litelvlm.pruning.registry import build_pruner, method_names
+from vllm_litelvlm.pruning.registry import build_pruner, method_names, pruner_class
 
 #: A tower of 16 patches.
 GEOMETRY = replace(TINY, image_size=56)
@@ -85,6 +85,8 @@ def test_only_the_towers_own_number_of_patches_has_guidance(result: dict[str, An
         assert (row["guidance"] is not None) == (guided and not inside)
         assert (row["tower_share"] is not None) == guided
         assert (row["tower_inside"] is not None) == (guided and inside)
+        reads = pruner_class(row["method"]).reads_text
+        assert (row["new_texts"] is not None) == (guided and reads)
     assert [tower["size"]["patches"] for tower in result["towers"]] == [16, 16]
 
 
@@ -181,6 +183,7 @@ def test_summary_compares_within_a_round_and_marks_what_is_above_the_bar() -> No
                 Time("guidance", "litelvlm", (4.0 * slow,)),
                 Time("guidance", "random", (1.0 * slow,)),
                 Time("tower", None, (100.0 * slow,)),
+                Time("texts", None, (10.0 * slow,)),
             ),
         )
         for number, slow in enumerate((1, 2, 4))
@@ -191,10 +194,13 @@ def test_summary_compares_within_a_round_and_marks_what_is_above_the_bar() -> No
     assert random.relative == Spread(0.5, 0.5, 0.5)
     assert reference.tower_share == Spread(*[pytest.approx(0.06)] * 3)
     assert random.tower_share == Spread(*[pytest.approx(0.02)] * 3)
+    assert reference.new_texts == Spread(*[pytest.approx(0.16)] * 3)
+    assert random.new_texts is None  # reads no text
     assert (reference.above_bar, random.above_bar) == (True, False)
     table = markdown(settings(size), summary)
     assert "| **6.00% (6.00–6.00)** |" in table
-    assert "| 2.00% (2.00–2.00) |" in table
+    assert "| 2.00% (2.00–2.00) | – |" in table
+    assert "| 16.0% (16.0–16.0) |" in table
 
 
 def test_budget_is_a_ninth_by_default() -> None:

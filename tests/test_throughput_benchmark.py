@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import rounds, throughput
+from benchmarks import checkpoints, rounds, throughput
 from benchmarks.record import NAME
-from vllm_litelvlm.demo.checkpoint import TINY
 
 ARGUMENTS = [
     *("--geometry", "tiny", "--workload", "chat", "images", "--turns", "3", "--budgets", "64"),
@@ -23,8 +22,7 @@ CHAT = [*IMAGES, *(f"{IMAGES[1]}, {way}" for way in WAYS)]
 @pytest.fixture(scope="module", autouse=True)
 def tiny_geometry(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(throughput.GEOMETRIES, "tiny", TINY)
-        patch.setattr(throughput, "CHECKPOINTS", tmp_path_factory.mktemp("checkpoints"))
+        patch.setattr(checkpoints, "CHECKPOINTS", tmp_path_factory.mktemp("checkpoints"))
         yield
 
 

@@ -1,12 +1,15 @@
 """Several worker processes and several API servers."""
 
+import asyncio
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 from PIL import Image
 
-from tests.e2e.client import ask, user_turn
+from tests.e2e.client import Answer, ask, async_client, read, request, user_turn
 from tests.e2e.conftest import ARGUMENTS
 from tests.e2e.reference import Reference
 from vllm_litelvlm.demo.checkpoint import Checkpoint
@@ -51,3 +54,41 @@ def test_tensor_parallel_workers_behind_two_api_servers_answer_as_transformers(
     assert "litelvlm_feature_cache_queries_total 4.0" in metrics
     assert "litelvlm_feature_cache_hits_total 1.0" in metrics
     assert 'litelvlm_images_total{method="litelvlm"} 4.0' in metrics
+
+
+def test_data_parallel_engines_have_caches_of_their_own_and_answer_as_one(
+    server: Any, checkpoint: Checkpoint, photographs: Sequence[Image.Image], tmp_path: Path
+) -> None:
+    requests = [
+        (user_turn(f"Where is the {thing}?", photograph), {"budget": budget, "repeat": "prune"})
+        for budget in (64, 128)
+        for thing in ("cup", "dog", "rocket")
+        for photograph in photographs
+    ]
+
+    async def answers(url: str) -> list[Answer]:
+        async with async_client(url) as client:
+            create = client.chat.completions.create
+            asked = [create(**request(turn, options, 12)) for turn, options in requests]
+            return [read(completion) for completion in await asyncio.gather(*asked)]
+
+    alone = asyncio.run(answers(server.url))
+    with serve(
+        checkpoint.llava,
+        clip_model=checkpoint.clip,
+        arguments=[*ARGUMENTS, "--data-parallel-size=2"],
+        environment={"VLLM_CPU_OMP_THREADS_BIND": "0|1", "VLLM_CPU_KVCACHE_SPACE": "1"},
+        log=tmp_path / "server.log",
+    ) as running:
+        first, second = (asyncio.run(answers(running.url)) for _ in range(2))
+        metrics = httpx.get(f"{running.url}/metrics", timeout=30).text
+    assert [answer.token_ids for answer in first] == [answer.token_ids for answer in alone]
+    assert [answer.token_ids for answer in second] == [answer.token_ids for answer in alone]
+    served = re.findall(r'vllm:request_success_total{engine="(.)".*reason="length"} (\S+)', metrics)
+    assert {engine for engine, number in served if float(number) > 0} == {"0", "1"}
+    # Each image was encoded once by every engine that got a request about it, and no more often.
+    queries, hits = (
+        float(re.search(rf"litelvlm_feature_cache_{what}_total (\S+)", metrics)[1])
+        for what in ("queries", "hits")
+    )
+    assert len(photographs) <= queries - hits <= 2 * len(photographs)

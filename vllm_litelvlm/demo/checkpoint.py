@@ -5,7 +5,7 @@ layout and tensor names of ``llava-hf/llava-1.5-7b-hf`` and ``openai/clip-vit-la
 336-pixel images, 576 visual tokens, features of layer -2, a two-layer projector, a Llama decoder.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -46,6 +46,8 @@ class Geometry:
     vocabulary: int = 2048
     clip_vocabulary: int = 2048
     positions: int = 4096
+    #: Rows of the embedding, where the tokenizer has fewer entries.
+    embeddings: int = 0
 
 
 #: For tests: seconds to build and to run.
@@ -80,6 +82,12 @@ LARGE = Geometry(
 )
 
 
+#: LLaVA-1.5-7B.
+LLAVA_7B = replace(
+    LARGE, llm_width=4096, llm_layers=32, llm_kv_heads=32, llm_mlp=11008, embeddings=32064
+)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Folders of a built LLaVA and the CLIP that its vision tower was taken from."""
@@ -89,17 +97,26 @@ class Checkpoint:
 
 
 def build_checkpoint(
-    folder: Path, geometry: Geometry = TINY, dtype: torch.dtype = torch.float32, seed: int = 0
+    folder: Path,
+    geometry: Geometry = TINY,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    *,
+    weights: bool = True,
 ) -> Checkpoint:
-    """Write ``folder/llava`` and ``folder/clip``; an existing complete build is used again."""
+    """Write ``folder/llava`` and ``folder/clip``; an existing complete build is used again.
+
+    Without ``weights`` they are for ``vllm serve --load-format=dummy``.
+    """
     built = Checkpoint(llava=folder / "llava", clip=folder / "clip")
     marker = folder / "complete"
-    described = f"{geometry} {dtype} {seed}"
+    described = f"{geometry} {dtype} {seed} {weights}"
     if marker.is_file() and marker.read_text() == described:
         return built
     torch.manual_seed(seed)
-    clip = _write_clip(built.clip, geometry)
-    _write_llava(built.llava, geometry, clip, dtype)
+    with torch.device("cpu" if weights else "meta"):
+        clip = _write_clip(built.clip, geometry)
+        _write_llava(built.llava, geometry, clip, dtype)
     marker.write_text(described)
     return built
 
@@ -130,7 +147,10 @@ def _write_clip(folder: Path, geometry: Geometry) -> CLIPModel:
     )
     model = CLIPModel(config).eval()
     _spread(model)
-    model.save_pretrained(folder)
+    if model.device.type == "meta":
+        model.config.save_pretrained(folder)
+    else:
+        model.save_pretrained(folder)
     CLIPProcessor(_image_processor(geometry), tokenizer).save_pretrained(folder)
     return model
 
@@ -148,7 +168,7 @@ def _write_llava(folder: Path, geometry: Geometry, clip: CLIPModel, dtype: torch
             num_hidden_layers=geometry.llm_layers,
             num_attention_heads=geometry.llm_heads,
             num_key_value_heads=geometry.llm_kv_heads,
-            vocab_size=len(tokenizer),
+            vocab_size=max(len(tokenizer), geometry.embeddings),
             max_position_embeddings=geometry.positions,
             rms_norm_eps=1e-5,
             dtype=dtype,
@@ -158,17 +178,10 @@ def _write_llava(folder: Path, geometry: Geometry, clip: CLIPModel, dtype: torch
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
     )
-    model = LlavaForConditionalGeneration(config).eval()
-    _spread(model.model.language_model)
-    _spread(model.model.multi_modal_projector)
-    state = {f"vision_tower.{name}": tensor for name, tensor in _vision_state(clip).items()}
-    for name, tensor in model.state_dict().items():
-        published = _published_name(name)
-        if published is not None:
-            state[published] = tensor
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.to(dtype).contiguous().clone() for name, tensor in state.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    if clip.device.type != "meta":
+        tensors = _llava_tensors(config, clip, dtype)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
     GenerationConfig(
         bos_token_id=1, eos_token_id=2, pad_token_id=tokenizer.pad_token_id
@@ -183,9 +196,21 @@ def _write_llava(folder: Path, geometry: Geometry, clip: CLIPModel, dtype: torch
     ).save_pretrained(folder)
 
 
-def _vision_state(clip: CLIPModel) -> dict[str, Tensor]:
-    state = clip.state_dict()
-    return {name: tensor for name, tensor in state.items() if name.startswith("vision_model.")}
+def _llava_tensors(config: LlavaConfig, clip: CLIPModel, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tower of ``clip``, and the rest with random weights, under the published names."""
+    model = LlavaForConditionalGeneration(config).eval()
+    _spread(model.model.language_model)
+    _spread(model.model.multi_modal_projector)
+    state = {
+        f"vision_tower.{name}": tensor
+        for name, tensor in clip.state_dict().items()
+        if name.startswith("vision_model.")
+    }
+    for name, tensor in model.state_dict().items():
+        published = _published_name(name)
+        if published is not None:
+            state[published] = tensor
+    return {name: tensor.to(dtype).contiguous().clone() for name, tensor in state.items()}
 
 
 def _published_name(name: str) -> str | None:

@@ -22,7 +22,7 @@ BELOW = {
     "vision": {"errors", "activation", "options", "pruning"},
     "evaluation": {"errors", "activation", "options", "pruning", "vision"},
     "plugin": {"errors", "activation", "options", "pruning", "vision", "package"},
-    "demo": {"errors", "activation", "options", "pruning", "vision", "package"},
+    "demo": {"errors", "activation", "options", "pruning", "vision", "evaluation", "package"},
     "cli": {"errors", "options", "pruning", "evaluation", "plugin", "demo", "package"},
     "package": {"activation"},
 }

@@ -1,0 +1,129 @@
+"""The command line of ``litelvlm evaluate``. Importing this loads nothing heavy."""
+
+import argparse
+from pathlib import Path
+
+BACKENDS = ("server", "transformers")
+DATASETS = ("scenes", "refcoco", "refcoco+", "refcocog")
+SPLITS = ("train", "val", "test", "testA", "testB")
+ABLATIONS = ("share", "components")
+
+#: The budgets of the paper's Table 1.
+BUDGETS = (192, 128, 64)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add every argument. Counts are whole numbers from 1."""
+    _add_model(parser)
+    _add_questions(parser)
+    _add_conditions(parser)
+    add = parser.add_argument
+    add(
+        "--output",
+        metavar="FOLDER",
+        type=Path,
+        default=Path("litelvlm-evaluation"),
+        help="for answers.jsonl, results.json, table.md, plot.png and the server's log "
+        "(%(default)s)",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="go on from the answers in --output; methods and budgets may be added",
+    )
+    add("extra_arguments", nargs="*", help=argparse.SUPPRESS)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    """What answers."""
+    add = parser.add_argument
+    add("--model", metavar="CHECKPOINT", help="hub name or folder of a LLaVA-1.5 checkpoint")
+    add("--clip-model", metavar="CHECKPOINT", help="the vision tower's CLIP, if not the published")
+    add("--url", help="a running server to ask instead, such as http://localhost:8000")
+    add(
+        "--backend",
+        choices=BACKENDS,
+        default="server",
+        help="server (default): starts vllm serve --plugin litelvlm, with all arguments after --; "
+        "transformers: runs fastv and sparsevlm besides",
+    )
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="the model's; else its own")
+    add(
+        "--concurrent",
+        metavar="C",
+        type=count,
+        default=8,
+        help="requests on their way to the server at once (8)",
+    )
+
+
+def _add_questions(parser: argparse.ArgumentParser) -> None:
+    """What is asked."""
+    add = parser.add_argument
+    add("--dataset", choices=DATASETS, default="scenes", help="scenes (default) are drawn here")
+    add("--split", choices=SPLITS, default="val", help="of the data set (val)")
+    add("--data", metavar="FOLDER", type=Path, help="where refcoco, refcoco+ and refcocog lie")
+    add(
+        "--questions",
+        metavar="N",
+        type=count,
+        default=400,
+        help="the data set's first N in all, of whatever kinds (400)",
+    )
+    add(
+        "--per-image",
+        metavar="N",
+        type=count,
+        help="of RefCOCO: at most so many sentences an image (the paper's authors: 3)",
+    )
+    add(
+        "--guide-by",
+        choices=("prompt", "expressions"),
+        default="prompt",
+        help="whether the whole prompt (default) or the expressions in it guide the pruning",
+    )
+    add(
+        "--texts",
+        metavar="N",
+        type=count,
+        default=1,
+        help="expressions that guide at once, the question's own and others about its image (1)",
+    )
+    add("--seed", metavar="S", type=int, default=0, help="of random draws (0)")
+
+
+def _add_conditions(parser: argparse.ArgumentParser) -> None:
+    """What is compared; keep-all and random always are."""
+    add = parser.add_argument
+    add(
+        "--methods",
+        metavar="METHOD",
+        nargs="+",
+        help="names as in `litelvlm methods`, with options as in litelvlm:share=0.25,context=false;"
+        " litelvlm-reference, litelvlm-value, litelvlm-reference-value; all (default: litelvlm, "
+        "litelvlm-reference, litelvlm-value; with --ablation none)",
+    )
+    add(
+        "--budgets",
+        metavar="TOKENS",
+        type=count,
+        nargs="+",
+        default=list(BUDGETS),
+        help=f"visual tokens that are kept ({' '.join(map(str, BUDGETS))})",
+    )
+    add(
+        "--ablation",
+        choices=ABLATIONS,
+        nargs="+",
+        default=[],
+        help="of litelvlm: share: 0 to 1 (the paper's Table 5); components: direction and context "
+        "(Table 4)",
+    )
+
+
+def count(text: str) -> int:
+    """A whole number from 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a whole number from 1")
+    return value

@@ -1,0 +1,145 @@
+"""What is compared: pruning methods with their options, each at every budget."""
+
+import json
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm_litelvlm.errors import OptionsError
+from vllm_litelvlm.evaluation.samples import Sample
+from vllm_litelvlm.pruning.registry import (
+    build_decoder_pruner,
+    build_pruner,
+    decoder_method_names,
+    method_names,
+)
+
+#: Whose score all others are related to.
+ALL_TOKENS = "keep-all"
+#: What every table must beat.
+CHANCE = "random"
+
+_DEFAULT = ("litelvlm", "litelvlm-reference", "litelvlm-value")
+_NAMED: Mapping[str, Mapping[str, Any]] = {
+    "litelvlm-reference": {"variant": "reference"},
+    "litelvlm-value": {"guidance": "value"},
+    "litelvlm-reference-value": {"variant": "reference", "guidance": "value"},
+}
+_ABLATIONS: Mapping[str, Sequence[str]] = {
+    "share": (
+        *(f"litelvlm:share={share}" for share in ("0.0", "0.05", "0.25", "0.5", "0.75", "1.0")),
+        "litelvlm",
+    ),
+    "components": (
+        "litelvlm:share=0.0",
+        "litelvlm:direction=high,context=false",
+        "litelvlm:direction=low,context=false",
+        "litelvlm:direction=low,context=true",
+    ),
+}
+
+#: A comma between options, not one inside a list.
+_COMMA = re.compile(r",(?![^\[]*\])")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A pruning method with its options, as tables name it."""
+
+    label: str
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    draws: bool = False  #: whether it has a seed, which is then each sample's own
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A method at a budget; None keeps all tokens."""
+
+    method: Method
+    budget: int | None
+
+    @property
+    def name(self) -> str:
+        """The method's label and the budget."""
+        label = self.method.label
+        return label if self.budget is None else f"{label}@{self.budget}"
+
+    def options(self, sample: Sample, by_expressions: bool, seed: int) -> dict[str, Any]:
+        """What a request about a sample asks for.
+
+        Every image is pruned for its own text, whatever was asked before.
+        """
+        options: dict[str, Any] = {
+            "method": self.method.method,
+            **self.method.options,
+            "repeat": "prune",
+        }
+        if self.budget is not None:
+            options["budget"] = self.budget
+        if by_expressions and sample.texts:
+            options["texts"] = list(sample.texts)
+        if self.method.draws:
+            options["seed"] = zlib.crc32(f"{seed} {sample.name}".encode())
+        return options
+
+
+def methods_of(
+    named: Sequence[str] | None, ablations: Iterable[str], *, decoder: bool
+) -> tuple[Method, ...]:
+    """keep-all first, then random, then what was named and what ablations need.
+
+    ``decoder``: whether methods inside the language model can run. Raises OptionsError for methods
+    and options that do not exist, and the engine's own for a method that it cannot run.
+    """
+    found = [text for ablation in ablations for text in _ABLATIONS[ablation]]
+    if named is None:
+        named = () if found else _DEFAULT
+    every = (*method_names(), *(decoder_method_names() if decoder else ()))
+    listed = [name for text in named for name in (every if text == "all" else [text])]
+    labels = dict.fromkeys([ALL_TOKENS, CHANCE, *listed, *found])
+    return tuple(_method(label, decoder) for label in labels)
+
+
+def grid(methods: Sequence[Method], budgets: Iterable[int], all_tokens: int) -> list[Condition]:
+    """Every condition, keep-all first, then method by method with falling budgets.
+
+    A budget of all tokens is left out: it is keep-all, whatever the method. Raises OptionsError
+    for a budget of more than ``all_tokens``, which is what an image has.
+    """
+    chosen = sorted(set(budgets), reverse=True)
+    if chosen and chosen[0] > all_tokens:
+        raise OptionsError(
+            f"--budgets has {chosen[0]}; allowed: at most {all_tokens}, the number of this "
+            "model's visual tokens."
+        )
+    conditions = []
+    for method in methods:
+        if method.method == ALL_TOKENS:
+            conditions.append(Condition(method, None))
+        else:
+            conditions += [Condition(method, budget) for budget in chosen if budget < all_tokens]
+    return conditions
+
+
+def _method(label: str, decoder: bool) -> Method:
+    """From ``METHOD:option=value,option=value``, or one of the names for that."""
+    if label in _NAMED:
+        name, options = "litelvlm", dict(_NAMED[label])
+    else:
+        name, _, written = label.partition(":")
+        options = dict(map(_option, _COMMA.split(written))) if written else {}
+    build = build_decoder_pruner if decoder and name in decoder_method_names() else build_pruner
+    draws = "seed" in type(build(name, options)).model_fields and "seed" not in options
+    return Method(label, name, options, draws)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """A name and its value, which is JSON or a word."""
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

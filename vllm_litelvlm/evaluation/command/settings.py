@@ -1,0 +1,88 @@
+"""What one evaluation is asked to do."""
+
+import argparse
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from vllm_litelvlm.errors import LiteLVLMError, OptionsError
+from vllm_litelvlm.evaluation.command.conditions import Method, methods_of
+
+
+class EvaluationError(LiteLVLMError, RuntimeError):
+    """An evaluation cannot run or go on; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The command's arguments, checked; see its help for their meaning."""
+
+    model: str | None
+    clip_model: str | None
+    url: str | None
+    backend: str
+    dtype: str | None
+    concurrent: int
+    dataset: str
+    split: str
+    data: Path | None
+    questions: int
+    per_image: int | None
+    by_expressions: bool
+    texts: int
+    seed: int
+    methods: tuple[Method, ...]
+    budgets: tuple[int, ...]
+    output: Path
+    extra_arguments: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, chosen: argparse.Namespace) -> "Settings":
+        """From a parsed command line. Raises OptionsError for what does not go together."""
+        transformers = chosen.backend == "transformers"
+        if transformers and (chosen.url or not chosen.model or chosen.extra_arguments):
+            raise OptionsError(
+                "--backend transformers needs --model, and takes neither --url nor arguments of "
+                "vllm serve."
+            )
+        if bool(chosen.model) == bool(chosen.url):
+            raise OptionsError("Name either --model, to be served, or the --url of a server.")
+        if chosen.url and (chosen.clip_model or chosen.dtype or chosen.extra_arguments):
+            raise OptionsError(
+                "--clip-model, --dtype and arguments of vllm serve are for a server that is "
+                "started here; the one at --url has its own."
+            )
+        if chosen.texts > 1 and chosen.guide_by == "prompt":
+            raise OptionsError("--texts above 1 needs --guide-by expressions.")
+        return cls(
+            model=chosen.model,
+            clip_model=chosen.clip_model,
+            url=chosen.url,
+            backend=chosen.backend,
+            dtype=chosen.dtype,
+            concurrent=1 if transformers else chosen.concurrent,
+            dataset=chosen.dataset,
+            split=chosen.split,
+            data=chosen.data,
+            questions=chosen.questions,
+            per_image=chosen.per_image,
+            by_expressions=chosen.guide_by == "expressions",
+            texts=chosen.texts,
+            seed=chosen.seed,
+            methods=methods_of(chosen.methods, chosen.ablation, decoder=transformers),
+            budgets=tuple(sorted(set(chosen.budgets), reverse=True)),
+            output=chosen.output,
+            extra_arguments=tuple(chosen.extra_arguments),
+        )
+
+    @property
+    def answerer(self) -> str:
+        """The model or the server, as tables name it."""
+        return str(self.model or self.url)
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change when an evaluation goes on; methods and budgets may."""
+        free = ("methods", "budgets", "output")
+        named = {name: value for name, value in vars(self).items() if name not in free}
+        return {**named, "version": version("vllm-litelvlm")}

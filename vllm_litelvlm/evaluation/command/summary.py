@@ -1,0 +1,143 @@
+"""Statistics of answers: scores, and how much of the all-token score each condition keeps.
+
+Samples about one image are not independent of each other, so standard errors are those of sums
+over images (cluster-robust). The error of a ratio to the all-token score is its first-order one
+from the differences in the same samples (the delta method).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vllm_litelvlm.evaluation.command.asking import GUESS
+from vllm_litelvlm.evaluation.command.conditions import ALL_TOKENS, Condition
+from vllm_litelvlm.evaluation.command.record import Answered
+
+#: All kinds of questions together, each with the same weight.
+ALL_KINDS = "all"
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean or a ratio; the standard error is None where there is one image only."""
+
+    value: float
+    standard_error: float | None
+
+    def show(self, digits: int) -> str:
+        """As "0.51 ± 0.03"."""
+        error = "" if self.standard_error is None else f" ± {self.standard_error:.{digits}f}"
+        return f"{self.value:.{digits}f}{error}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One condition and one kind of question, or all kinds.
+
+    ``score`` and ``iou`` (of boxes; None without any) from 0 to 1; ``relative`` to the all-token
+    score in percent, None where that is 0. Token counts are means.
+    """
+
+    condition: str
+    label: str
+    budget: int | None
+    kind: str
+    questions: int
+    score: Estimate
+    relative: Estimate | None
+    iou: Estimate | None
+    prompt_tokens: float
+    visual_tokens: float
+    requests_per_second: float | None
+
+
+def summarise(conditions: Sequence[Condition], answers: Sequence[Answered]) -> list[Row]:
+    """A row a condition and kind, those of all kinds first; the guess's come last."""
+    by_condition: dict[str, dict[str, Answered]] = {}
+    for answer in answers:
+        by_condition.setdefault(answer.condition, {})[answer.sample] = answer
+    whole = by_condition[ALL_TOKENS]
+    kinds = list(dict.fromkeys(answer.kind for answer in whole.values()))
+    named = [(one.name, one.method.label, one.budget) for one in conditions]
+    rows = []
+    for name, label, budget in [*named, (GUESS, GUESS, None)]:
+        for kind in [ALL_KINDS, *kinds]:
+            some = [by_condition[name][sample] for sample in whole if _is(kind, whole[sample])]
+            rows.append(_row((name, label, budget), kind, some, whole))
+    return rows
+
+
+def _is(kind: str, answer: Answered) -> bool:
+    return kind in (ALL_KINDS, answer.kind)
+
+
+def _row(
+    named: tuple[str, str, int | None],
+    kind: str,
+    answers: Sequence[Answered],
+    whole: Mapping[str, Answered],
+) -> Row:
+    condition, label, budget = named
+    scores = np.array([answer.score for answer in answers])
+    full = np.array([whole[answer.sample].score for answer in answers])
+    kinds = np.array([answer.kind for answer in answers])
+    images = np.array([answer.image for answer in answers])
+    boxes = np.array([answer.iou is not None for answer in answers])
+    overlaps = np.array([answer.iou for answer in answers if answer.iou is not None])
+    seconds = math.fsum(answer.took for answer in answers)
+    return Row(
+        condition=condition,
+        label=label,
+        budget=budget,
+        kind=kind,
+        questions=len(answers),
+        score=mean(scores, kinds, images),
+        relative=ratio(scores, full, kinds, images),
+        iou=mean(overlaps, kinds[boxes], images[boxes]) if len(overlaps) else None,
+        prompt_tokens=float(np.mean([answer.prompt_tokens for answer in answers])),
+        visual_tokens=float(np.mean([answer.visual_tokens for answer in answers])),
+        requests_per_second=len(answers) / seconds if seconds else None,
+    )
+
+
+def mean(scores: Numbers, kinds: NDArray[np.str_], images: NDArray[np.int64]) -> Estimate:
+    """The mean over kinds of each kind's mean score; all arguments [samples]."""
+    weights, centred = _by_kind(scores, kinds)
+    return Estimate(float(weights @ scores), _error(weights * centred, images))
+
+
+def ratio(
+    scores: Numbers, full: Numbers, kinds: NDArray[np.str_], images: NDArray[np.int64]
+) -> Estimate | None:
+    """100 times the ratio of two such means, of the same samples; None where the second is 0."""
+    weights, centred = _by_kind(scores, kinds)
+    _, full_centred = _by_kind(full, kinds)
+    base = float(weights @ full)
+    if base == 0:
+        return None
+    value = float(weights @ scores) / base
+    influence = weights * (centred - value * full_centred) / base
+    error = _error(influence, images)
+    return Estimate(100 * value, None if error is None else 100 * error)
+
+
+def _by_kind(scores: Numbers, kinds: NDArray[np.str_]) -> tuple[Numbers, Numbers]:
+    """Each sample's weight, and its score less its kind's mean; [samples] both."""
+    _, places, counts = np.unique(kinds, return_inverse=True, return_counts=True)
+    sums = np.bincount(places, weights=scores)
+    return 1 / (len(counts) * counts[places]), scores - (sums / counts)[places]
+
+
+def _error(influence: Numbers, images: NDArray[np.int64]) -> float | None:
+    """The standard error of a sum whose parts are independent between images alone."""
+    found, places = np.unique(images, return_inverse=True)
+    count = len(found)
+    if count < 2:
+        return None
+    sums = np.bincount(places, weights=influence)
+    return float(np.sqrt(count / (count - 1) * (sums @ sums)))

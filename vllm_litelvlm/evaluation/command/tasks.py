@@ -1,0 +1,97 @@
+"""Data sets with all that an evaluation needs of them: what is right, and what a guess is worth."""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast, get_args
+
+import numpy as np
+
+from vllm_litelvlm.errors import OptionsError
+from vllm_litelvlm.evaluation.boxes import parse_box, write_box
+from vllm_litelvlm.evaluation.command.settings import Settings
+from vllm_litelvlm.evaluation.samples import Box, Dataset, Sample
+from vllm_litelvlm.evaluation.scenes.answers import LEAST_IOU, iou, is_right, read_box
+from vllm_litelvlm.evaluation.scenes.dataset import SceneDataset, SceneSample
+from vllm_litelvlm.evaluation.scenes.guesses import random_object_guess
+from vllm_litelvlm.evaluation.scenes.wording import SPLITS
+
+#: Tokens that an answer may have: boxes are some thirty in LLaVA-1.5's form, words few.
+_BOX_TOKENS, _WORD_TOKENS = 48, 12
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What an answer is worth: 0 or 1, and for boxes the overlap with the right one, 0 to 1."""
+
+    score: float
+    iou: float | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set, how its answers are judged, and an answer that does not read the question."""
+
+    dataset: Dataset
+    judge: Callable[[Sample, str], Judged]
+    guess: Callable[[Sample], str]
+
+    def max_tokens(self, sample: Sample) -> int:
+        """How long its answer may be."""
+        return _WORD_TOKENS if sample.box is None else _BOX_TOKENS
+
+
+def load_task(settings: Settings) -> Task:
+    """The data set that the settings name.
+
+    Raises OptionsError for what it does not have, and DataError for files that are missing.
+    """
+    if settings.dataset == "scenes":
+        if settings.split not in SPLITS:
+            raise OptionsError(f"--split {settings.split}: scenes have {', '.join(SPLITS)}.")
+        scenes = SceneDataset(settings.split, settings.questions, texts=settings.texts)
+        return Task(scenes, _judge_scene, lambda sample: _guess_scene(sample, settings.seed))
+    # pycocotools is for these sets alone.
+    from vllm_litelvlm.evaluation.refer import ReferDataset, ReferName, ReferSplit
+
+    if settings.data is None:
+        raise OptionsError(f"--dataset {settings.dataset} needs --data, the folder of its files.")
+    assert settings.dataset in get_args(ReferName)
+    dataset = ReferDataset(
+        settings.data,
+        cast(ReferName, settings.dataset),
+        cast(ReferSplit, settings.split),
+        per_image=settings.per_image,
+        texts=settings.texts,
+    )
+    return Task(dataset, _judge_refer, _guess_refer)
+
+
+def _judge_scene(sample: Sample, answer: str) -> Judged:
+    if sample.box is None:
+        return Judged(float(is_right(sample, answer)))
+    return _judge_box(sample, read_box(answer, *sample.image.size))
+
+
+def _judge_refer(sample: Sample, answer: str) -> Judged:
+    return _judge_box(sample, parse_box(answer, sample.image.size))
+
+
+def _judge_box(sample: Sample, box: Box | None) -> Judged:
+    """Right is an overlap above a half; what is no box overlaps with nothing."""
+    assert sample.box is not None
+    overlap = 0.0 if box is None else iou(box, sample.box)
+    return Judged(float(overlap > LEAST_IOU), overlap)
+
+
+def _guess_scene(sample: Sample, seed: int) -> str:
+    """What is asked for, of an object of the scene at random."""
+    assert isinstance(sample, SceneSample)
+    own = zlib.crc32(f"{seed} {sample.name}".encode())
+    return random_object_guess(sample, np.random.default_rng(own))
+
+
+def _guess_refer(sample: Sample) -> str:
+    """The middle of the image, half as wide and as high."""
+    width, height = sample.image.size
+    return write_box((width / 4, height / 4, 3 * width / 4, 3 * height / 4), (width, height))

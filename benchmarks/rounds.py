@@ -27,6 +27,9 @@ from benchmarks.workload import Conversation, Workload, arrivals
 from vllm_litelvlm.activation import PLUGIN_NAME
 from vllm_litelvlm.demo.server import Server, serve
 
+#: How often a block is measured at most, where other processes disturb it.
+_TRIES = 4
+
 
 @dataclass(frozen=True)
 class Place:
@@ -115,22 +118,31 @@ class _Run:
 
     async def _measure_blocks(self) -> None:
         settings, record = self.settings, self.record
-        workload = Workload(settings.seed)
+        most_other_load = settings.most_other_load
+        workload, spare = Workload(settings.seed), Workload(settings.seed + 2)
         each = {case: case.requests(settings.requests) for case in settings.cases}
         with _progress(self.console) as progress:
             total = sum(each[place.case] for place in places(settings))
-            task = progress.add_task("", total=total)
+            task, done = progress.add_task("", total=total), 0
             for place in places(settings):
                 case, name = place.case, place.condition.name
                 # Taken also where it is not sent: every block has the same images in every sitting.
                 conversations = workload.take(settings.requests, case.workload, case.size)
                 if record.has(place.round, case, name):
-                    progress.advance(task, each[case])
+                    done += each[case]
+                    progress.update(task, completed=done)
                     continue
                 progress.update(task, description=f"{place.round + 1}: {case.workload}, {name}")
-                session = self._session(place.condition)
-                session.on_answer = lambda: progress.advance(task)
-                record.add(await self._block(place, session, conversations))
+                for _ in range(_TRIES):
+                    progress.update(task, completed=done)
+                    session = self._session(place.condition)
+                    session.on_answer = lambda: progress.advance(task)
+                    block = await self._block(place, session, conversations)
+                    if most_other_load is None or block.other_load <= most_other_load:
+                        break
+                    conversations = spare.take(settings.requests, case.workload, case.size)
+                done += each[case]
+                record.add(block)
 
     async def _block(
         self, place: Place, session: Session, conversations: list[Conversation]

@@ -62,7 +62,8 @@ class Case:
 class Settings:
     """What is measured. ``requests`` is per round, case and condition.
 
-    With ``one_server``, keep-all on the plugin's server stands for stock vLLM.
+    A block during which other processes kept more than ``most_other_load`` cores busy is measured
+    again. With ``one_server``, keep-all on the plugin's server stands for stock vLLM.
     """
 
     source: Source
@@ -81,6 +82,7 @@ class Settings:
     seed: int
     output: Path
     one_server: bool = False
+    most_other_load: float | None = None
     extra_arguments: tuple[str, ...] = ()
 
     @property

@@ -112,6 +112,12 @@ def arguments_parser() -> argparse.ArgumentParser:
         help="where two do not fit: keep-all on the plugin's server, which is the code of stock "
         "vLLM, stands for stock vLLM",
     )
+    add(
+        "--most-other-load",
+        metavar="CORES",
+        type=float,
+        help="measure a block again, up to three times, while other processes keep more cores busy",
+    )
     add("--resume", action="store_true", help="go on from the blocks.jsonl of the same command")
     add("extra_arguments", nargs="*", help=argparse.SUPPRESS)
     return parser
@@ -173,6 +179,7 @@ def _settings(options: argparse.Namespace, console: Console) -> Settings:
         seed=options.seed,
         output=options.output,
         one_server=options.one_server,
+        most_other_load=options.most_other_load,
         extra_arguments=tuple(options.extra_arguments),
     )
 

@@ -1,0 +1,126 @@
+"""``litelvlm analyze``: the arguments, the data set they name, and the run."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from vllm_litelvlm.errors import LiteLVLMError
+
+SPLITS = ("train", "val", "test", "testA", "testB")
+#: Names of the analyses; what they are is loaded when they run.
+NAMES = ("ranks", "correlation", "sink", "extremes", "kept")
+HELP = "look at how a CLIP or SigLIP ranks the patches that a text refers to (the paper's figures)"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; returns the exit status. Errors of the package are told in a sentence."""
+    parser = argparse.ArgumentParser(prog="litelvlm analyze", description=HELP)
+    add_arguments(parser)
+    try:
+        run(parser.parse_args(arguments))
+    except LiteLVLMError as error:
+        print(f"litelvlm: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Put the command's arguments on a parser, such as a subcommand's."""
+    add = parser.add_argument
+    add("model", help="hub name or folder of a CLIP, MetaCLIP, SigLIP or SigLIP-2")
+    add(
+        "--dataset",
+        default="scenes",
+        metavar="NAME",
+        help="scenes (default), refcoco, refcoco+, refcocog; or MODULE:NAME of a Dataset, or of "
+        "what makes one when called with the split",
+    )
+    add("--split", choices=SPLITS, default="val", help="of the data set (%(default)s)")
+    add("--data", type=Path, metavar="FOLDER", help="where refcoco, refcoco+ and refcocog lie")
+    add(
+        "--analyses",
+        nargs="+",
+        choices=NAMES,
+        default=list(NAMES),
+        metavar="NAME",
+        help=f"of {', '.join(NAMES)} (default: all)",
+    )
+    add(
+        "--samples",
+        type=_count,
+        default=500,
+        metavar="N",
+        help="drawn at random, some neighbours at a time; of scenes the first (%(default)s)",
+    )
+    add("--seed", type=int, default=0, help="of the draw (%(default)s)")
+    add("--batch", type=_count, default=8, metavar="N", help="samples at once (%(default)s)")
+    add(
+        "--text",
+        choices=["expression", "prompt"],
+        default="expression",
+        help="what patches are compared with: the referring expressions (default) or the prompt",
+    )
+    add(
+        "--budgets",
+        type=_count,
+        nargs="+",
+        default=[64, 128, 192],
+        metavar="TOKENS",
+        help="of the kept tokens (64 128 192)",
+    )
+    add("--pictures", type=_count, default=4, metavar="N", help="images drawn (%(default)s)")
+    add(
+        "--spacy",
+        metavar="PIPELINE",
+        help="of spaCy, such as en_core_web_sm, whose noun chunks are the referring words; by "
+        "default the data set's expressions are",
+    )
+    add("--device", default="cpu", help="of PyTorch: cpu (default), cuda, cuda:1 ...")
+    add(
+        "--output",
+        type=Path,
+        default=Path("litelvlm-analysis"),
+        metavar="FOLDER",
+        help="for results.json, tables.md and the pictures (%(default)s)",
+    )
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Do what the arguments say. Raises LiteLVLMError for what cannot be done."""
+    if find_spec("matplotlib") is None:
+        raise LiteLVLMError(
+            "analyze needs matplotlib; install it: pip install 'vllm-litelvlm[analyze]'"
+        )
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from vllm_litelvlm.evaluation.analysis.base import Settings
+    from vllm_litelvlm.evaluation.analysis.checkpoint import load_encoder
+    from vllm_litelvlm.evaluation.analysis.dataset import open_dataset
+    from vllm_litelvlm.evaluation.analysis.run import analyze
+
+    settings = Settings(
+        samples=chosen.samples,
+        seed=chosen.seed,
+        batch=chosen.batch,
+        wording=chosen.text,
+        budgets=tuple(sorted(set(chosen.budgets))),
+        pictures=chosen.pictures,
+        spacy=chosen.spacy,
+    )
+    dataset = open_dataset(chosen.dataset, chosen.split, chosen.data, chosen.samples)
+    encoder = load_encoder(chosen.model, chosen.device)
+    names = list(dict.fromkeys(chosen.analyses))
+    analyze(encoder, dataset, names, settings, chosen.output)
+    console = Console()
+    console.print(Markdown((chosen.output / "tables.md").read_text(encoding="utf-8")))
+    console.print(f"Written to {chosen.output}: results.json, tables.md and the pictures")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a whole number from 1")
+    return value

@@ -39,14 +39,25 @@ def test_budget_that_no_image_has_is_refused_before_anything_is_built(
     assert not output.exists()
 
 
-def test_help_needs_neither_torch_nor_vllm() -> None:
+@pytest.mark.parametrize("command", ["", "demo", "evaluate", "analyze", "train"])
+def test_help_needs_neither_torch_nor_vllm(command: str) -> None:
+    arguments = [*filter(None, [command]), "--help"]
     program = (
         "import sys\n"
         "from vllm_litelvlm.cli import main\n"
-        "try: main(['--help'])\n"
+        f"try: main({arguments})\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'vllm', 'transformers'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "vllm serve MODEL --plugin litelvlm" in " ".join(done.stdout.split())
+    expected = f"litelvlm {command} [" if command else "vllm serve MODEL --plugin litelvlm"
+    assert expected in " ".join(done.stdout.split())
+
+
+def test_evaluation_of_methods_that_do_not_exist_is_a_sentence_and_status_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["evaluate", "--model", str(tmp_path), "--methods", "none", "--output", str(tmp_path)]
+    assert main(given) == 1
+    assert capsys.readouterr().err.startswith("litelvlm: ")

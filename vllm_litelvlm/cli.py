@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_litelvlm import __version__
+from vllm_litelvlm.demo.training import command as training
 from vllm_litelvlm.errors import LiteLVLMError
+from vllm_litelvlm.evaluation.analysis import command as analysis
+from vllm_litelvlm.evaluation.command import arguments as evaluation
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -17,12 +21,20 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status. Errors of the package are told in a sentence."""
-    chosen = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    chosen = _parser().parse_args(given)
     try:
-        if chosen.command == "demo":
-            _demo(chosen)
-        else:
-            _methods()
+        match chosen.command:
+            case "demo":
+                _demo(chosen)
+            case "evaluate":
+                _evaluate(chosen, given)
+            case "analyze":
+                analysis.run(chosen)
+            case "train":
+                training.run(chosen)
+            case _:
+                _methods()
     except LiteLVLMError as error:
         print(f"litelvlm: {error}", file=sys.stderr)
         return 1
@@ -59,7 +71,30 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--clip-model", help="hub name or folder of the vision tower's CLIP")
     demo.add_argument("--port", type=int, help="port of the server; a free one if left out")
     commands.add_parser("methods", help="list the pruning methods and their options")
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="compare methods and budgets on a data set",
+        usage="%(prog)s [options] [-- arguments of vllm serve]",
+    )
+    evaluation.add_arguments(evaluate)
+    analyze = commands.add_parser("analyze", help=analysis.HELP, description=analysis.HELP)
+    analysis.add_arguments(analyze)
+    train = commands.add_parser("train", help=training.HELP, description=training.HELP)
+    training.add_arguments(train)
     return parser
+
+
+def _evaluate(chosen: argparse.Namespace, given: Sequence[str]) -> None:
+    from vllm_litelvlm.demo.server import serve
+    from vllm_litelvlm.evaluation.command.run import evaluate
+
+    _stop_servers_on_sigterm()
+    evaluate(chosen, serve, shlex.join(["litelvlm", *given]))
+
+
+def _stop_servers_on_sigterm() -> None:
+    """End by an exception: a plain SIGTERM would skip the `with` block that stops a server."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def _demo(chosen: argparse.Namespace) -> None:
@@ -71,8 +106,7 @@ def _demo(chosen: argparse.Namespace) -> None:
         raise LiteLVLMError(
             f"the demo needs {error.name}; install it: pip install 'vllm-litelvlm[demo]'"
         ) from None
-    # A plain SIGTERM would skip the `with` block that stops the server.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    _stop_servers_on_sigterm()
     run_demo(chosen.output, chosen.budgets, chosen.model, chosen.clip_model, port=chosen.port)
 
 

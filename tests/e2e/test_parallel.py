@@ -84,7 +84,8 @@ def test_data_parallel_engines_have_caches_of_their_own_and_answer_as_one(
         metrics = httpx.get(f"{running.url}/metrics", timeout=30).text
     assert [answer.token_ids for answer in first] == [answer.token_ids for answer in alone]
     assert [answer.token_ids for answer in second] == [answer.token_ids for answer in alone]
-    served = re.findall(r'vllm:request_success_total{engine="(.)".*reason="length"} (\S+)', metrics)
+    succeeded = r'vllm:request_success_total\{[^}]*engine="(.)"[^}]*reason="length"[^}]*\} (\S+)'
+    served = re.findall(succeeded, metrics)
     assert {engine for engine, number in served if float(number) > 0} == {"0", "1"}
     # Each image was encoded once by every engine that got a request about it, and no more often.
     queries, hits = (

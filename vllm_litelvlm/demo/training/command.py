@@ -1,0 +1,123 @@
+"""The command: arguments to options to a training or an evaluation."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vllm_litelvlm.demo.training.schedule import SCHEDULE
+from vllm_litelvlm.errors import LiteLVLMError, WeightsError
+
+if TYPE_CHECKING:
+    from vllm_litelvlm.demo.training.trainer import Trainer
+
+HELP = "train the small model of the demo, a CLIP and a LLaVA, on scenes"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder for the state, the log and the models; a training there goes on",
+    )
+    parser.add_argument(
+        "--minutes", type=float, help="end after so many, with everything saved; all if left out"
+    )
+    parser.add_argument(
+        "--stage",
+        choices=[stage.name for stage in SCHEDULE],
+        help="train this stage only, with the weights as they are",
+    )
+    parser.add_argument(
+        "--threads", type=int, help="of the CPU, each in a process; one a core if left out"
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="processes that draw ahead; if left out none on the CPU, and most cores beside a GPU",
+    )
+    parser.add_argument(
+        "--evaluate",
+        action="store_true",
+        help="do not train; print how good the exported models are",
+    )
+    parser.add_argument(
+        "--samples", type=int, default=480, help="questions that an evaluation asks"
+    )
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Do what the arguments say."""
+    import torch
+
+    from vllm_litelvlm.demo.training.settings import TrainingOptions
+    from vllm_litelvlm.demo.training.trainer import Trainer
+
+    torch.set_flush_denormal(True)
+    cores = len(os.sched_getaffinity(0))
+    on_cpu = chosen.device == "cpu"
+    threads = chosen.threads or (cores if on_cpu else 1)
+    workers = chosen.workers
+    if workers is None:
+        workers = 0 if on_cpu else max(1, cores - 2)
+    if not chosen.evaluate:
+        torch.set_num_threads(1)
+        options = TrainingOptions(
+            chosen.output,
+            seed=chosen.seed,
+            device=chosen.device,
+            processes=threads if on_cpu else 1,
+            workers=workers,
+        )
+        trainer = Trainer(options)
+        _stop_on_signal(trainer)
+        written = trainer.run(chosen.minutes, chosen.stage)
+        print(f"{written.llava} and {written.clip} hold the models as they are now.")
+        return
+    torch.set_num_threads(threads)
+    evaluate(chosen.output, chosen.samples, chosen.device)
+
+
+def evaluate(output: Path, samples: int, device: str) -> None:
+    """Print and log how good the exported models are. Raises WeightsError where there are none."""
+    from vllm_litelvlm.demo.checkpoint import Checkpoint
+    from vllm_litelvlm.demo.training.evaluate import Evaluation, show
+    from vllm_litelvlm.demo.training.state import append_line
+
+    checkpoint = Checkpoint(llava=output / "model" / "llava", clip=output / "model" / "clip")
+    if not (checkpoint.llava / "model.safetensors").is_file():
+        raise WeightsError(f"There is no model in {output / 'model'}. Train one there first.")
+    figures = Evaluation(checkpoint, samples, device).figures()
+    append_line(output / "log.jsonl", {"stage": "exported", "evaluation": figures})
+    show(figures)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status. Errors of the package are told in a sentence."""
+    parser = argparse.ArgumentParser(prog="litelvlm train", description=HELP)
+    add_arguments(parser)
+    try:
+        run(parser.parse_args(arguments))
+    except LiteLVLMError as error:
+        print(f"litelvlm train: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _stop_on_signal(trainer: "Trainer") -> None:
+    """Let the first signal end the training after the step, and the second at once."""
+
+    def stop(number: int, _: object) -> None:
+        trainer.stop = True
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)

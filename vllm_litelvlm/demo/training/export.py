@@ -1,0 +1,208 @@
+"""Writes both models in the published layouts of ``llava-hf`` and of CLIP."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPProcessor,
+    GenerationConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaProcessor,
+)
+
+from vllm_litelvlm.demo.checkpoint import Checkpoint, Geometry
+from vllm_litelvlm.demo.training.clip import Clip, text_heads
+from vllm_litelvlm.demo.training.language import Tokenizers
+from vllm_litelvlm.demo.training.llava import Llava
+from vllm_litelvlm.demo.vocabularies import CHAT_TEMPLATE, IMAGE_TOKEN
+
+#: What the exported weights are rounded to: the very weights that training computed with.
+EXPORTED = torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """Writes checkpoints of one geometry and language into ``folder``."""
+
+    folder: Path
+    geometry: Geometry
+    tokenizers: Tokenizers
+
+    @property
+    def written(self) -> Checkpoint:
+        """Where the models are written."""
+        return Checkpoint(llava=self.folder / "llava", clip=self.folder / "clip")
+
+    def write_clip(self, clip: Clip) -> None:
+        """The whole CLIP, loadable by CLIPModel."""
+        folder = self.written.clip
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self.clip_config()
+        config.architectures, config.dtype = ["CLIPModel"], EXPORTED
+        config.save_pretrained(folder)
+        _save(clip_tensors(clip), folder)
+        processor = CLIPProcessor(self._image_processor(), self.tokenizers.clip)
+        processor.save_pretrained(folder)
+
+    def write_llava(self, clip: Clip, llava: Llava) -> None:
+        """The LLaVA with the CLIP's vision tower, loadable by LlavaForConditionalGeneration."""
+        folder, tokenizer = self.written.llava, self.tokenizers.llama
+        folder.mkdir(parents=True, exist_ok=True)
+        self._llava_config().save_pretrained(folder)
+        tower = {
+            f"vision_tower.{name}": tensor
+            for name, tensor in clip_tensors(clip).items()
+            if name.startswith("vision_model.")
+        }
+        _save({**tower, **llava_tensors(llava)}, folder)
+        GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ).save_pretrained(folder)
+        LlavaProcessor(
+            image_processor=self._image_processor(),
+            tokenizer=tokenizer,
+            patch_size=self.geometry.patch_size,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+            chat_template=CHAT_TEMPLATE,
+        ).save_pretrained(folder)
+
+    def clip_config(self) -> CLIPConfig:
+        """Of the whole CLIP."""
+        geometry, tokenizer = self.geometry, self.tokenizers.clip
+        return CLIPConfig(
+            vision_config={
+                "hidden_size": geometry.vision_width,
+                "intermediate_size": 4 * geometry.vision_width,
+                "num_hidden_layers": geometry.vision_layers,
+                "num_attention_heads": geometry.vision_heads,
+                "image_size": geometry.image_size,
+                "patch_size": geometry.patch_size,
+                "projection_dim": geometry.projection,
+            },
+            text_config={
+                "hidden_size": geometry.text_width,
+                "intermediate_size": 4 * geometry.text_width,
+                "num_hidden_layers": geometry.text_layers,
+                "num_attention_heads": text_heads(geometry),
+                "vocab_size": len(tokenizer),
+                "projection_dim": geometry.projection,
+                "bos_token_id": tokenizer.bos_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+                "pad_token_id": tokenizer.pad_token_id,
+            },
+            projection_dim=geometry.projection,
+        )
+
+    def _llava_config(self) -> LlavaConfig:
+        geometry, tokenizer = self.geometry, self.tokenizers.llama
+        return LlavaConfig(
+            architectures=["LlavaForConditionalGeneration"],
+            dtype=EXPORTED,
+            vision_config=self.clip_config().vision_config,
+            text_config=LlamaConfig(
+                architectures=["LlamaForCausalLM"],
+                hidden_size=geometry.llm_width,
+                intermediate_size=geometry.llm_mlp,
+                num_hidden_layers=geometry.llm_layers,
+                num_attention_heads=geometry.llm_heads,
+                num_key_value_heads=geometry.llm_heads,
+                vocab_size=len(tokenizer),
+                max_position_embeddings=geometry.positions,
+                rms_norm_eps=1e-5,
+                tie_word_embeddings=False,
+                dtype=EXPORTED,
+            ),
+            image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+            image_seq_length=(geometry.image_size // geometry.patch_size) ** 2,
+            vision_feature_layer=-2,
+            vision_feature_select_strategy="default",
+        )
+
+    def _image_processor(self) -> CLIPImageProcessorPil:
+        side = self.geometry.image_size
+        return CLIPImageProcessorPil(
+            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+        )
+
+
+def clip_tensors(clip: Clip) -> dict[str, Tensor]:
+    """The weights under the names of a CLIP checkpoint."""
+    vision, text = clip.vision, clip.text
+    patch = round((vision.patch_embedding.in_features / 3) ** 0.5)
+    kernel = vision.patch_embedding.weight.unflatten(1, (3, patch, patch))
+    tensors = {
+        "logit_scale": clip.logit_scale,
+        "visual_projection.weight": vision.visual_projection.weight,
+        "text_projection.weight": text.text_projection.weight,
+        "vision_model.embeddings.class_embedding": vision.class_embedding,
+        "vision_model.embeddings.patch_embedding.weight": kernel,
+        "vision_model.embeddings.position_embedding.weight": vision.position_embedding,
+        "text_model.embeddings.token_embedding.weight": text.token_embedding,
+        "text_model.embeddings.position_embedding.weight": text.position_embedding,
+    }
+    for name, norm in (
+        ("vision_model.pre_layrnorm", vision.pre_layrnorm),
+        ("vision_model.post_layernorm", vision.post_layernorm),
+        ("text_model.final_layer_norm", text.final_layer_norm),
+    ):
+        tensors |= {f"{name}.weight": norm.weight, f"{name}.bias": norm.bias}
+    for tower, layers in (("vision_model", vision.layers), ("text_model", text.layers)):
+        for number, layer in enumerate(layers):
+            prefix = f"{tower}.encoder.layers.{number}"
+            tensors |= {f"{prefix}.{name}": tensor for name, tensor in _clip_layer(layer)}
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _clip_layer(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in layer.named_parameters():
+        module, _, kind = name.rpartition(".")
+        if module == "qkv":
+            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
+                yield f"self_attn.{part}_proj.{kind}", piece
+        else:
+            level = {"out_proj": "self_attn.", "fc1": "mlp.", "fc2": "mlp."}.get(module, "")
+            yield f"{level}{name}", tensor
+
+
+def llava_tensors(llava: Llava) -> dict[str, Tensor]:
+    """Projector and language model under the names of ``llava-hf``'s checkpoints."""
+    tensors: dict[str, Tensor] = {
+        "language_model.model.embed_tokens.weight": llava.embed_tokens,
+        "language_model.model.norm.weight": llava.norm.weight,
+        "language_model.lm_head.weight": llava.lm_head.weight,
+    }
+    for name, linear in (("linear_1", llava.linear_1), ("linear_2", llava.linear_2)):
+        prefix = f"multi_modal_projector.{name}"
+        tensors |= {f"{prefix}.weight": linear.weight, f"{prefix}.bias": linear.bias}
+    for number, layer in enumerate(llava.layers):
+        prefix = f"language_model.model.layers.{number}"
+        for name, tensor in layer.named_parameters():
+            if name == "qkv.weight":
+                for part, piece in zip("qkv", tensor.chunk(3), strict=True):
+                    tensors[f"{prefix}.self_attn.{part}_proj.weight"] = piece
+            elif name == "gate_up.weight":
+                for part, piece in zip(("gate", "up"), tensor.chunk(2), strict=True):
+                    tensors[f"{prefix}.mlp.{part}_proj.weight"] = piece
+            else:
+                level = {"o_proj.weight": "self_attn.", "down_proj.weight": "mlp."}.get(name, "")
+                tensors[f"{prefix}.{level}{name}"] = tensor
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _save(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Rounded, but for single numbers, which training does not round either."""
+    rounded = {
+        name: tensor.to("cpu", EXPORTED if tensor.dim() else torch.float32).contiguous().clone()
+        for name, tensor in tensors.items()
+    }
+    save_file(rounded, folder / "model.safetensors", metadata={"format": "pt"})

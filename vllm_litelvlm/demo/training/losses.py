@@ -1,0 +1,51 @@
+"""What a step of either model minimises."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vllm_litelvlm.demo.training.clip import Clip
+from vllm_litelvlm.demo.training.dense import DenseHeads, dense_losses, dense_total
+from vllm_litelvlm.demo.training.llava import Llava
+from vllm_litelvlm.demo.training.tensors import IGNORED, ClipBatch, LlavaBatch
+
+
+def clip_losses(
+    clip: Clip, heads: DenseHeads, batch: ClipBatch, shares: dict[str, float]
+) -> dict[str, Tensor]:
+    """The whole loss, ``loss``, and its parts."""
+    features = clip.vision.features(batch.pictures.patches, batch.pictures.places)
+    logits = clip.logits(clip.vision.embed(features), clip.text(batch.tokens, batch.ends))
+    parts = dense_losses(heads(features[:, 1:]), batch.attributes, batch.sides, batch.weights)
+    contrast = contrastive_loss(logits, batch.true)
+    loss = shares["contrast"] * contrast + shares["dense"] * dense_total(parts)
+    return {"loss": loss, "contrast": contrast, **parts}
+
+
+def contrastive_loss(logits: Tensor, true: Tensor) -> Tensor:
+    """Each picture finds its text and each text its picture, expressions and captions apart.
+
+    ``logits`` [images, 2 * images]. Pairs that are not each other's, yet true, count neither way.
+    """
+    images = len(logits)
+    own = torch.arange(images, device=logits.device)
+    losses = []
+    for half in (slice(0, images), slice(images, None)):
+        other = true[:, half] & ~torch.eye(images, dtype=torch.bool, device=true.device)
+        pairs = logits[:, half].masked_fill(other, float("-inf"))
+        losses += [F.cross_entropy(pairs, own), F.cross_entropy(pairs.T, own)]
+    return torch.stack(losses).mean()
+
+
+def llava_losses(llava: Llava, features: Tensor, batch: LlavaBatch) -> dict[str, Tensor]:
+    """The mean loss of the answers' tokens; ``features`` without [CLS]."""
+    memory = llava.read(features, batch.prefix)
+    total, count = features.new_zeros((), dtype=torch.float32), 0
+    for group in batch.groups:
+        hidden = llava.answer(memory, group.tokens)
+        learned = group.targets != IGNORED
+        logits = llava.lm_head(hidden[learned]).float()
+        targets = group.targets[learned]
+        total = total + F.cross_entropy(logits, targets, reduction="sum")
+        count += len(targets)
+    return {"loss": total / count}

@@ -1,0 +1,92 @@
+"""Both models with their optimisers: what a step of training is taken on."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from vllm_litelvlm.demo.training.batches import BatchMaker
+from vllm_litelvlm.demo.training.clip import Clip
+from vllm_litelvlm.demo.training.dense import DenseHeads
+from vllm_litelvlm.demo.training.language import Tokenizers
+from vllm_litelvlm.demo.training.llava import Llava
+from vllm_litelvlm.demo.training.losses import clip_losses, llava_losses
+from vllm_litelvlm.demo.training.optimiser import MasterAdamW
+from vllm_litelvlm.demo.training.schedule import Stage
+from vllm_litelvlm.demo.training.settings import TrainingOptions
+from vllm_litelvlm.demo.training.state import Position, load_state, save_state
+from vllm_litelvlm.demo.training.tensors import ClipBatch, LlavaBatch, Pictures, on_device
+
+
+class Models:
+    """The models of the options, as they stand on disk or at their beginning."""
+
+    def __init__(self, options: TrainingOptions) -> None:
+        self.options = options
+        self.device = torch.device(options.device)
+        self.tokenizers = Tokenizers.load_or_make(
+            options.tokenizers or options.output / "tokenizers"
+        )
+        torch.manual_seed(options.seed)
+        geometry = options.geometry
+        self.clip = Clip(geometry, len(self.tokenizers.clip)).to(self.device)
+        self.heads = DenseHeads(geometry.vision_width).to(self.device)
+        self.llava = Llava(geometry, len(self.tokenizers.llama)).to(self.device)
+        self.optimisers = {
+            "clip": MasterAdamW([self.clip, self.heads], options.dtype),
+            "llava": MasterAdamW([self.llava], options.dtype),
+        }
+        self.position = Position()
+        self.load()
+
+    def load(self) -> None:
+        """Go to where the state on disk stands, if there is one."""
+        self.position = load_state(
+            self.options.state_file, self.options.identity, self.optimisers, self.device
+        )
+
+    def save(self) -> None:
+        """Write the state."""
+        save_state(self.options.state_file, self.position, self.options.identity, self.optimisers)
+
+    def maker(self, stage: Stage, share: int = 0) -> BatchMaker:
+        """What makes the stage's batches, or the part of one of the processes."""
+        geometry = self.options.geometry
+        return BatchMaker(
+            stage,
+            self.options.stages.index(stage),
+            self.options.seed,
+            geometry.patch_size,
+            geometry.image_size // geometry.patch_size,
+            self.tokenizers,
+            share=(share, self.options.processes),
+        )
+
+    def gradient(
+        self, stage: Stage, batch: ClipBatch | LlavaBatch
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The losses of a batch, and their gradient in one row."""
+        if isinstance(batch, ClipBatch):
+            batch = on_device(batch, self.device)
+            losses = clip_losses(self.clip, self.heads, batch, stage.losses)
+        else:
+            batch = on_device(batch, self.device)
+            losses = llava_losses(self.llava, self.features(batch.pictures), batch)
+        losses["loss"].backward()
+        told = {name: value.detach() for name, value in losses.items()}
+        return told, self.optimisers[stage.model].take_gradient()
+
+    @torch.no_grad()
+    def features(self, pictures: Pictures) -> Tensor:
+        """What the LLaVA sees of pictures: hidden state -2 without [CLS]."""
+        return self.clip.vision.features(pictures.patches, pictures.places)[:, 1:]
+
+    def whiten(self, batches: Iterable[LlavaBatch]) -> None:
+        """Give the projector its start, by the features of some batches."""
+        rows = [
+            self.features(on_device(batch, self.device).pictures).flatten(0, 1).float()
+            for batch in batches
+        ]
+        self.llava.whiten(torch.cat(rows))
+        self.optimisers["llava"].adopt()
+        self.position.whitened = True

@@ -1,0 +1,84 @@
+"""How fast training goes: the learning rate, the clock, and the losses between two reports."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from vllm_litelvlm.demo.training.schedule import Stage
+from vllm_litelvlm.demo.training.state import Position
+
+#: Steps at the beginning of a stage over which the learning rate rises.
+_WARM_UP = 50
+
+
+@dataclass
+class Report:
+    """Means of the losses since the last line of the log."""
+
+    began: float = field(default_factory=time.monotonic)
+    steps: int = 0
+    images: int = 0
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    gradient: float = 0.0
+
+    def add(self, losses: dict[str, torch.Tensor], gradient: float, images: int) -> None:
+        """Count a step."""
+        self.steps += 1
+        self.images += images
+        self.gradient += gradient
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
+
+    def line(self) -> dict[str, object]:
+        """What the log tells."""
+        seconds = time.monotonic() - self.began
+        means = {name: float(total) / self.steps for name, total in self.sums.items()}
+        return {
+            "losses": means,
+            "gradient": self.gradient / self.steps,
+            "images_per_second": self.images / seconds,
+        }
+
+
+class Clock:
+    """When it is time again for things, and how long training has lasted.
+
+    ``every``: the seconds between two of each.
+    """
+
+    def __init__(self, every: Mapping[str, float]) -> None:
+        self._every = every
+        self._now = time.monotonic()
+        self._last = dict.fromkeys(self._every, self._now)
+
+    def tick(self, position: Position, step: bool = True) -> None:
+        """Count the time since the last tick, and a step."""
+        passed = time.monotonic() - self._now
+        self._now += passed
+        position.seconds += passed
+        position.stage_seconds += passed
+        position.step += step
+
+    def due(self, what: str) -> bool:
+        """Whether it is time, and then from now on anew."""
+        due = self._now - self._last[what] >= self._every[what]
+        if due:
+            self._last[what] = self._now
+        return due
+
+
+def learning_rate(stage: Stage, position: Position) -> float:
+    """The rate of the next step: a short rise, and then half a cosine down."""
+    down = 0.5 * (1 + math.cos(math.pi * min(1.0, share_done(stage, position))))
+    rise = min(1.0, (position.step + 1) / _WARM_UP)
+    return stage.rate * rise * (stage.fall + (1 - stage.fall) * down)
+
+
+def share_done(stage: Stage, position: Position) -> float:
+    """The share of a stage that is done, by time or by steps."""
+    if stage.steps is not None:
+        return position.step / stage.steps
+    return position.stage_seconds / (60 * stage.minutes)

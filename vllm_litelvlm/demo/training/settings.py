@@ -1,0 +1,58 @@
+"""What a training is of, and where it goes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vllm_litelvlm.demo.checkpoint import Geometry
+from vllm_litelvlm.demo.training.schedule import SCHEDULE, Stage
+
+#: The trained models' sizes: what two cores train in an evening, in less than 20 MB.
+TRAINED = Geometry(
+    vision_width=192,
+    vision_layers=5,
+    vision_heads=6,
+    text_width=128,
+    text_layers=4,
+    projection=128,
+    llm_width=192,
+    llm_layers=6,
+    llm_heads=6,
+    llm_kv_heads=6,
+    llm_mlp=512,
+)
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What is trained, where, and how often it is told and saved (in seconds).
+
+    ``processes`` share every step, each with one thread; ``workers`` make batches ahead.
+    ``thoroughness`` is the share of the usual validation pictures that are looked at.
+    ``tokenizers`` is a folder that has them; one of ``output`` if left out.
+    """
+
+    output: Path
+    geometry: Geometry = TRAINED
+    stages: tuple[Stage, ...] = SCHEDULE
+    seed: int = 0
+    device: str = "cpu"
+    dtype: torch.dtype = torch.bfloat16
+    processes: int = 1
+    workers: int = 0
+    report_every: float = 20.0
+    validate_every: float = 300.0
+    save_every: float = 180.0
+    thoroughness: float = 1.0
+    tokenizers: Path | None = None
+
+    @property
+    def identity(self) -> str:
+        """What must not change while a training goes on."""
+        return f"{self.geometry} seed={self.seed}"
+
+    @property
+    def state_file(self) -> Path:
+        """Where it stands."""
+        return self.output / "state.pt"

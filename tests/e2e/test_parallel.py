@@ -89,7 +89,7 @@ def test_data_parallel_engines_have_caches_of_their_own_and_answer_as_one(
     assert {engine for engine, number in served if float(number) > 0} == {"0", "1"}
     # Each image was encoded once by every engine that got a request about it, and no more often.
     queries, hits = (
-        float(re.search(rf"litelvlm_feature_cache_{what}_total (\S+)", metrics)[1])
+        float(re.search(rf"(?m)^litelvlm_feature_cache_{what}_total (\S+)", metrics)[1])
         for what in ("queries", "hits")
     )
     assert len(photographs) <= queries - hits <= 2 * len(photographs)

@@ -25,7 +25,7 @@ from benchmarks.breakdown_settings import Settings
 from benchmarks.checkpoints import Source
 
 ROOT = Path(breakdown.__file__).parents[1]
-PROMPT_TEXT_TOKENS = 65
+PROMPT_TEXT_TOKENS = 40
 
 
 def run(module: str, folder: Path, arguments: Sequence[str]) -> str:

@@ -54,7 +54,7 @@ def assert_same(left: Signals, right: Signals) -> None:
     assert left.values.keys() == right.values.keys()
     assert list(left.text_counts) == list(right.text_counts)
     for name, value in left.values.items():
-        torch.testing.assert_close(value, right[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(value, right[name], rtol=1e-4, atol=5e-5)
 
 
 def test_another_text_about_an_image_runs_no_tower(build: Any, tokenize: Any) -> None:

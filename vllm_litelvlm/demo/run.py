@@ -27,7 +27,12 @@ from vllm_litelvlm.options import PruningOptions, parse
 _MODEL = "demo"
 _ANSWER_TOKENS = 12
 #: The same photograph is asked about several times; a cache would favour the later rows.
-_WITHOUT_CACHES = {"feature_cache_gb": 0, "text_cache": 0, "pixel_cache_gb": 0}
+_EACH_FOR_ITSELF = {
+    "feature_cache_gb": 0,
+    "text_cache": 0,
+    "pixel_cache_gb": 0,
+    "repeat": "prune",
+}
 
 
 class DemoError(LiteLVLMError, RuntimeError):
@@ -88,7 +93,7 @@ def run_demo(
                 serve(
                     model,
                     clip_model=clip_model,
-                    options=_WITHOUT_CACHES,
+                    options=_EACH_FOR_ITSELF,
                     arguments=arguments,
                     environment={
                         "VLLM_LITELVLM_TRACE": str(trace.resolve()),

@@ -59,7 +59,7 @@ def arguments_parser(
         prog=f"python -m benchmarks.{command}", description=description.partition("\n")[0]
     )
     add = parser.add_argument
-    checkpoints.add_arguments(parser, list(checkpoints.GEOMETRIES))
+    checkpoints.add_arguments(parser)
     add(
         "--budgets",
         metavar="B",

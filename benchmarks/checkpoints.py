@@ -1,7 +1,6 @@
 """The checkpoints that are measured: the user's, or one with random weights that is built."""
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from vllm_litelvlm.demo.checkpoint import (
     LLAVA_7B,
     SMALL,
     TINY,
-    Checkpoint,
     build_checkpoint,
 )
 
@@ -45,14 +43,14 @@ class Source:
         return int(vision.image_size // vision.patch_size) ** 2
 
 
-def add_arguments(parser: argparse.ArgumentParser, geometries: Sequence[str]) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that name a checkpoint."""
     add = parser.add_argument
     add("--model", help="LLaVA-1.5 checkpoint; by default one with random weights is built")
     add("--clip-model", help="CLIP of the model's vision tower, where the plugin's does not fit")
     add(
         "--geometry",
-        choices=[name for name in GEOMETRIES if name in geometries],
+        choices=list(GEOMETRIES),
         default="large",
         help="of the built checkpoint; 7b: LLaVA-1.5-7B; large (default): 1.1B language model and "
         "CLIP-L/336; others: to try it out",
@@ -71,13 +69,12 @@ def find_source(options: argparse.Namespace, console: Console) -> Source:
         return Source(options.model, options.clip_model, options.model)
     written = options.geometry not in _UNWRITTEN
     with console.status(f"Building the {options.geometry} checkpoint in {CHECKPOINTS} ..."):
-        built = build(options.geometry, weights=written)
+        built = build_checkpoint(
+            CHECKPOINTS / options.geometry,
+            GEOMETRIES[options.geometry],
+            torch.bfloat16,
+            weights=written,
+        )
     name = f"{options.geometry} geometry, random weights"
     load_format = "auto" if written else "dummy"
     return Source(str(built.llava), str(built.clip), name, load_format)
-
-
-def build(geometry: str, *, weights: bool = True) -> Checkpoint:
-    """The built checkpoint of a geometry, in bfloat16."""
-    folder = CHECKPOINTS / geometry
-    return build_checkpoint(folder, GEOMETRIES[geometry], torch.bfloat16, weights=weights)

@@ -80,7 +80,7 @@ def arguments_parser() -> argparse.ArgumentParser:
         description=(__doc__ or "").partition("\n")[0],
     )
     add = parser.add_argument
-    checkpoints.add_arguments(parser, list(checkpoints.GEOMETRIES))
+    checkpoints.add_arguments(parser)
     add(
         "--budgets",
         metavar="B",

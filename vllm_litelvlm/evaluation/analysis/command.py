@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vllm_litelvlm.errors import LiteLVLMError
+from vllm_litelvlm.evaluation.command.arguments import SPLITS, count
 
-SPLITS = ("train", "val", "test", "testA", "testB")
 #: Names of the analyses; what they are is loaded when they run.
 NAMES = ("ranks", "correlation", "sink", "extremes", "kept")
 HELP = "look at how a CLIP or SigLIP ranks the patches that a text refers to (the paper's figures)"
@@ -49,13 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--samples",
-        type=_count,
+        type=count,
         default=500,
         metavar="N",
         help="drawn at random, some neighbours at a time; of scenes the first (%(default)s)",
     )
     add("--seed", type=int, default=0, help="of the draw (%(default)s)")
-    add("--batch", type=_count, default=8, metavar="N", help="samples at once (%(default)s)")
+    add("--batch", type=count, default=8, metavar="N", help="samples at once (%(default)s)")
     add(
         "--text",
         choices=["expression", "prompt"],
@@ -64,13 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--budgets",
-        type=_count,
+        type=count,
         nargs="+",
         default=[64, 128, 192],
         metavar="TOKENS",
         help="of the kept tokens (64 128 192)",
     )
-    add("--pictures", type=_count, default=4, metavar="N", help="images drawn (%(default)s)")
+    add("--pictures", type=count, default=4, metavar="N", help="images drawn (%(default)s)")
     add(
         "--spacy",
         metavar="PIPELINE",
@@ -117,10 +117,3 @@ def run(chosen: argparse.Namespace) -> None:
     console = Console()
     console.print(Markdown((chosen.output / "tables.md").read_text(encoding="utf-8")))
     console.print(f"Written to {chosen.output}: results.json, tables.md and the pictures")
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a whole number from 1")
-    return value

@@ -4,6 +4,7 @@ Both cover every byte, so text in any script survives them.
 """
 
 import json
+from collections.abc import Iterable
 from pydoc_data.topics import topics
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -28,7 +29,14 @@ def llama_tokenizer(size: int) -> LlamaTokenizer:
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, show_progress=False)
-    vocabulary, merges = _train(tokenizer, trainer)
+    return train_llama(tokenizer, trainer, topics.values())
+
+
+def train_llama(
+    tokenizer: Tokenizer, trainer: trainers.BpeTrainer, texts: Iterable[str]
+) -> LlamaTokenizer:
+    """Train on ``texts`` and make it LLaVA's: image and pad token, and the chat template."""
+    vocabulary, merges = _train(tokenizer, trainer, texts)
     built = LlamaTokenizer(
         vocab=vocabulary,
         merges=merges,
@@ -41,8 +49,10 @@ def llama_tokenizer(size: int) -> LlamaTokenizer:
     return built
 
 
-def clip_tokenizer(size: int, max_tokens: int) -> CLIPTokenizer:
-    """A CLIP tokenizer (byte-level BPE with word ends) of about ``size`` entries."""
+def clip_tokenizer(
+    size: int, max_tokens: int, texts: Iterable[str] = tuple(topics.values())
+) -> CLIPTokenizer:
+    """A CLIP tokenizer (byte-level BPE with word ends), about ``size`` entries made of ``texts``."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
@@ -63,15 +73,15 @@ def clip_tokenizer(size: int, max_tokens: int) -> CLIPTokenizer:
         end_of_word_suffix="</w>",
         show_progress=False,
     )
-    vocabulary, merges = _train(tokenizer, trainer)
+    vocabulary, merges = _train(tokenizer, trainer, texts)
     for entry in ("<|startoftext|>", "<|endoftext|>"):
         vocabulary[entry] = len(vocabulary)
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_tokens)
 
 
 def _train(
-    tokenizer: Tokenizer, trainer: trainers.BpeTrainer
+    tokenizer: Tokenizer, trainer: trainers.BpeTrainer, texts: Iterable[str]
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    tokenizer.train_from_iterator(topics.values(), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     model = json.loads(tokenizer.to_str())["model"]
     return model["vocab"], [(left, right) for left, right in model["merges"]]

@@ -3,19 +3,18 @@
 Both cover every byte, so any text survives them. Of numbers, every digit is one token.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, LlamaTokenizer
 
 from vllm_litelvlm.demo.training.captions import caption
 from vllm_litelvlm.demo.training.clip import TEXT_LENGTH
-from vllm_litelvlm.demo.vocabularies import CHAT_TEMPLATE, IMAGE_TOKEN
+from vllm_litelvlm.demo.vocabularies import IMAGE_TOKEN, clip_tokenizer, train_llama
 from vllm_litelvlm.evaluation.scenes.answers import right_answer
 from vllm_litelvlm.evaluation.scenes.dataset import SceneDataset
 from vllm_litelvlm.evaluation.scenes.wording import ANSWERS
@@ -24,6 +23,8 @@ from vllm_litelvlm.evaluation.scenes.wording import ANSWERS
 _SAMPLES = 4000
 #: The most entries beside the bytes.
 _ENTRIES = 512
+#: The same for CLIP: every byte alone and at the end of a word, and the start and end tokens.
+_CLIP_ENTRIES = 2 * 256 + _ENTRIES + 2
 #: What vLLM renders of a chat request with one image and one text, by the model's template.
 _PROMPT = "USER: " + IMAGE_TOKEN + "\n{text} ASSISTANT:"
 
@@ -51,7 +52,7 @@ class Tokenizers:
     def make(cls, samples: int = _SAMPLES) -> "Tokenizers":
         """Train both on the training split's texts."""
         texts = list(_corpus(samples))
-        return cls(_clip_tokenizer(texts), _llama_tokenizer(texts))
+        return cls(clip_tokenizer(_CLIP_ENTRIES, TEXT_LENGTH, texts), _llama_tokenizer(texts))
 
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Texts as CLIP reads them, start and end token included."""
@@ -121,48 +122,4 @@ def _llama_tokenizer(texts: Sequence[str]) -> LlamaTokenizer:
         initial_alphabet=[chr(code) for code in range(33, 127)],
         show_progress=False,
     )
-    vocabulary, merges = _train(tokenizer, trainer, texts)
-    built = LlamaTokenizer(
-        vocab=vocabulary,
-        merges=merges,
-        extra_special_tokens=[IMAGE_TOKEN],
-        pad_token="<pad>",
-        add_bos_token=True,
-        clean_up_tokenization_spaces=False,
-    )
-    built.chat_template = CHAT_TEMPLATE
-    return built
-
-
-def _clip_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
-    """Byte-level BPE with word ends, as CLIP's."""
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(words, behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=2 * len(alphabet) + _ENTRIES,
-        initial_alphabet=alphabet,
-        special_tokens=[f"{byte}</w>" for byte in alphabet],
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    vocabulary, merges = _train(tokenizer, trainer, texts)
-    for entry in ("<|startoftext|>", "<|endoftext|>"):
-        vocabulary[entry] = len(vocabulary)
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TEXT_LENGTH)
-
-
-def _train(
-    tokenizer: Tokenizer, trainer: trainers.BpeTrainer, texts: Sequence[str]
-) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    tokenizer.train_from_iterator(texts, trainer)
-    model = json.loads(tokenizer.to_str())["model"]
-    return model["vocab"], [(left, right) for left, right in model["merges"]]
+    return train_llama(tokenizer, trainer, texts)

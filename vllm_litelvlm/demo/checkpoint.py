@@ -18,6 +18,7 @@ from transformers import (
     CLIPProcessor,
     GenerationConfig,
     LlamaConfig,
+    LlamaTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -151,7 +152,7 @@ def _write_clip(folder: Path, geometry: Geometry) -> CLIPModel:
         model.config.save_pretrained(folder)
     else:
         model.save_pretrained(folder)
-    CLIPProcessor(_image_processor(geometry), tokenizer).save_pretrained(folder)
+    CLIPProcessor(image_processor(geometry), tokenizer).save_pretrained(folder)
     return model
 
 
@@ -186,14 +187,7 @@ def _write_llava(folder: Path, geometry: Geometry, clip: CLIPModel, dtype: torch
     GenerationConfig(
         bos_token_id=1, eos_token_id=2, pad_token_id=tokenizer.pad_token_id
     ).save_pretrained(folder)
-    LlavaProcessor(
-        image_processor=_image_processor(geometry),
-        tokenizer=tokenizer,
-        patch_size=geometry.patch_size,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-    ).save_pretrained(folder)
+    llava_processor(geometry, tokenizer).save_pretrained(folder)
 
 
 def _llava_tensors(config: LlavaConfig, clip: CLIPModel, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -222,7 +216,20 @@ def _published_name(name: str) -> str | None:
     return f"language_model.{name}" if name.startswith("lm_head.") else None
 
 
-def _image_processor(geometry: Geometry) -> CLIPImageProcessorPil:
+def llava_processor(geometry: Geometry, tokenizer: LlamaTokenizer) -> LlavaProcessor:
+    """LLaVA-1.5's, with the chat template of ``llava-hf``."""
+    return LlavaProcessor(
+        image_processor=image_processor(geometry),
+        tokenizer=tokenizer,
+        patch_size=geometry.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def image_processor(geometry: Geometry) -> CLIPImageProcessorPil:
+    """CLIP's: the shorter side resized, the centre cropped."""
     side = geometry.image_size
     return CLIPImageProcessorPil(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}

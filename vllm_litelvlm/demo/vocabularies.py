@@ -52,7 +52,7 @@ def train_llama(
 def clip_tokenizer(
     size: int, max_tokens: int, texts: Iterable[str] = tuple(topics.values())
 ) -> CLIPTokenizer:
-    """A CLIP tokenizer (byte-level BPE with word ends), about ``size`` entries made of ``texts``."""
+    """A CLIP tokenizer (byte-level BPE with word ends) of about ``size`` entries."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")

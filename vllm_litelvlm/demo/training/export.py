@@ -9,19 +9,22 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     CLIPConfig,
-    CLIPImageProcessorPil,
     CLIPProcessor,
     GenerationConfig,
     LlamaConfig,
     LlavaConfig,
-    LlavaProcessor,
 )
 
-from vllm_litelvlm.demo.checkpoint import Checkpoint, Geometry
+from vllm_litelvlm.demo.checkpoint import (
+    Checkpoint,
+    Geometry,
+    image_processor,
+    llava_processor,
+)
 from vllm_litelvlm.demo.training.clip import Clip, text_heads
 from vllm_litelvlm.demo.training.language import Tokenizers
 from vllm_litelvlm.demo.training.llava import Llava
-from vllm_litelvlm.demo.vocabularies import CHAT_TEMPLATE, IMAGE_TOKEN
+from vllm_litelvlm.demo.vocabularies import IMAGE_TOKEN
 
 #: What the exported weights are rounded to: the very weights that training computed with.
 EXPORTED = torch.bfloat16
@@ -48,7 +51,7 @@ class Exporter:
         config.architectures, config.dtype = ["CLIPModel"], EXPORTED
         config.save_pretrained(folder)
         _save(clip_tensors(clip), folder)
-        processor = CLIPProcessor(self._image_processor(), self.tokenizers.clip)
+        processor = CLIPProcessor(image_processor(self.geometry), self.tokenizers.clip)
         processor.save_pretrained(folder)
 
     def write_llava(self, clip: Clip, llava: Llava) -> None:
@@ -67,14 +70,7 @@ class Exporter:
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         ).save_pretrained(folder)
-        LlavaProcessor(
-            image_processor=self._image_processor(),
-            tokenizer=tokenizer,
-            patch_size=self.geometry.patch_size,
-            vision_feature_select_strategy="default",
-            num_additional_image_tokens=1,
-            chat_template=CHAT_TEMPLATE,
-        ).save_pretrained(folder)
+        llava_processor(self.geometry, tokenizer).save_pretrained(folder)
 
     def clip_config(self) -> CLIPConfig:
         """Of the whole CLIP."""
@@ -126,12 +122,6 @@ class Exporter:
             image_seq_length=(geometry.image_size // geometry.patch_size) ** 2,
             vision_feature_layer=-2,
             vision_feature_select_strategy="default",
-        )
-
-    def _image_processor(self) -> CLIPImageProcessorPil:
-        side = self.geometry.image_size
-        return CLIPImageProcessorPil(
-            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
         )
 
 

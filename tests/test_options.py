@@ -294,11 +294,11 @@ def test_parameter_of_a_method_is_refused_by_naming_it(
     [
         (
             "litelvlm",
-            "budget, context, direction, guidance, guide, method, order, repeat, share, texts, "
-            "variant",
+            "budget, context, direction, guidance, guide, method, order, positions, repeat, "
+            "share, texts, variant",
         ),
-        ("random", "budget, guide, method, repeat, seed, texts"),
-        ("keep-all", "budget, guide, method, repeat, texts"),
+        ("random", "budget, guide, method, positions, repeat, seed, texts"),
+        ("keep-all", "budget, guide, method, positions, repeat, texts"),
     ],
 )
 def test_unknown_option_is_refused_by_naming_those_of_the_method(method: str, allowed: str) -> None:
@@ -409,6 +409,20 @@ def test_whole_images_are_refused_where_the_budget_is_bounded() -> None:
     parse_server_options({"max_budget": 576}).check_request(options, 64, 576)
     with pytest.raises(OptionsError, match="'repeat' is 'full', which serves some images whole"):
         parse_server_options({"max_budget": 575}).check_request(options, 64, 576)
+
+
+def test_original_positions_are_refused_where_the_server_was_not_started_for_them() -> None:
+    placing, plain = parse_server_options({"positions": "original"}), ServerOptions()
+    original = parse_request_options({"positions": "original"}, plain)
+    compact = parse_request_options({"positions": "compact"}, placing)
+    assert parse_request_options({"budget": 64}, placing).positions == "original"
+    assert parse_request_options({"budget": 64}, plain).positions == "compact"
+    for server, options in ((placing, original), (placing, compact), (plain, compact)):
+        server.check_request(options, 64, 576)
+    with pytest.raises(OptionsError, match="'positions' is 'original', which this server was not"):
+        plain.check_request(original, 64, 576)
+    with pytest.raises(OptionsError, match="'positions' is 'own'; allowed: \"compact\" or"):
+        parse_request_options({"positions": "own"}, plain)
 
 
 def test_number_and_length_of_texts_are_bounded() -> None:

@@ -4,8 +4,8 @@ A request's options come from ``mm_processor_kwargs={"litelvlm": {...}}``, the s
 ``--additional-config '{"litelvlm": {...}}'``. Whatever a request does not set, the server's
 options set, and whatever those do not set, the defaults below.
 
-Options fall in two groups. ``budget``, ``texts``, ``guide`` and ``method`` are common to every
-method and live here. The rest belong to one method; they travel in
+Options fall in two groups. Those of :data:`COMMON_OPTIONS`, such as ``budget`` and ``texts``, are
+common to every method and live here. The rest belong to one method; they travel in
 :attr:`PruningOptions.parameters` and the method's own class validates them
 (:mod:`vllm_litelvlm.pruning.registry`).
 """
@@ -55,6 +55,13 @@ class PruningOptions(StrictModel):
             '"auto", "prune" or "full": whether an image that comes back with another text is '
             "pruned anew only as long as that prefills no more than no pruning would, is pruned "
             "anew always, or is served whole"
+        ),
+    )
+    positions: Literal["compact", "original"] = Field(
+        "compact",
+        description=(
+            '"compact" or "original": whether the language model reads the kept tokens at '
+            "consecutive positions, or each at its place in the whole image"
         ),
     )
     parameters: dict[str, Any] = Field(default_factory=dict)
@@ -131,6 +138,11 @@ class ServerOptions(StrictModel):
             raise ValueError(_METHODS)
         return tuple(methods)
 
+    @property
+    def original_positions(self) -> bool:
+        """Whether tokens can keep their own positions: what that takes is installed at start."""
+        return self.defaults.positions == "original"
+
     def check_request(self, options: PruningOptions, budget: int, patches: int) -> None:
         """Raise OptionsError where a request's merged options leave the operator's bounds.
 
@@ -151,6 +163,12 @@ class ServerOptions(StrictModel):
             raise OptionsError(
                 "litelvlm option 'repeat' is 'full', which serves some images whole, with "
                 f"{patches} tokens; this server allows at most {highest}. Leave it out."
+            )
+        if options.positions == "original" and not self.original_positions:
+            raise OptionsError(
+                "litelvlm option 'positions' is 'original', which this server was not started "
+                "for: that takes --additional-config "
+                '\'{"litelvlm": {"positions": "original"}}\'. Leave it out, or ask for "compact".'
             )
         if options.texts is None:
             return

@@ -1,14 +1,18 @@
 """Real servers, shared by the tests of a session."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
+from tests.e2e.runners import V1, V2, Runner
+from tests.e2e.stock import Stock
+from tests.e2e.workplace import Workplace
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.demo.server import serve
 
@@ -41,8 +45,18 @@ class TracedServer:
             httpx.post(f"{self.url}/reset_{cache}_cache", timeout=60).raise_for_status()
 
 
+@pytest.fixture(scope="session", params=[V1, V2], ids=str)
+def runner(request: pytest.FixtureRequest) -> Runner:
+    """Whatever needs this runs on both of vLLM's model runners."""
+    found = request.param
+    assert isinstance(found, Runner)
+    return found
+
+
 @pytest.fixture(scope="session")
-def server(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def server(
+    runner: Runner, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("server")
     trace = folder / "trace.jsonl"
     with serve(
@@ -50,7 +64,11 @@ def server(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
         clip_model=checkpoint.clip,
         options={"repeat": "prune"},  # so that tests do not depend on what others asked before
         arguments=ARGUMENTS,
-        environment={"VLLM_LITELVLM_TRACE": str(trace), "VLLM_SERVER_DEV_MODE": "1"},
+        environment={
+            **runner.environment,
+            "VLLM_LITELVLM_TRACE": str(trace),
+            "VLLM_SERVER_DEV_MODE": "1",
+        },
         log=folder / "server.log",
     ) as running:
         yield TracedServer(running.url, trace)
@@ -58,7 +76,7 @@ def server(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def without_plugin(
-    checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+    runner: Runner, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[dict[str, str]], Any]:
     """Starts a server that does not name the plugin, in an environment to choose."""
 
@@ -68,8 +86,35 @@ def without_plugin(
             checkpoint.llava,
             plugin=False,
             arguments=ARGUMENTS,
-            environment=environment,
+            environment={**runner.environment, **environment},
             log=folder / "server.log",
         )
 
     return start
+
+
+@pytest.fixture(scope="session")
+def stock(
+    without_plugin: Callable[[dict[str, str]], Any], photographs: Sequence[Image.Image]
+) -> Stock:
+    return Stock(without_plugin, photographs)
+
+
+@pytest.fixture
+def workplace(
+    runner: Runner, checkpoint: Checkpoint, photographs: Sequence[Image.Image], tmp_path: Path
+) -> Workplace:
+    files = []
+    for number, photograph in enumerate(photographs):
+        files.append(str(tmp_path / f"{number}.png"))
+        photograph.save(files[-1])
+    engine = {
+        "model": str(checkpoint.llava),
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 2048,
+        "max_num_seqs": 4,
+        "limit_mm_per_prompt": {"image": 2},
+        "additional_config": {"litelvlm": {"clip_model": str(checkpoint.clip)}},
+    }
+    return Workplace(tmp_path, files, engine, runner)

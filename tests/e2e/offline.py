@@ -51,6 +51,12 @@ def _answer(output: Any) -> dict[str, Any]:
         "prompt_tokens": len(output.prompt_token_ids),
         "cached_tokens": output.num_cached_tokens,
         "token_ids": list(output.outputs[0].token_ids),
+        "logprobs": [
+            entry[token].logprob
+            for token, entry in zip(
+                output.outputs[0].token_ids, output.outputs[0].logprobs, strict=True
+            )
+        ],
     }
 
 

@@ -83,28 +83,73 @@ class Reference:
         kept: list[list[int]],
         tokens: int,
         add_special_tokens: bool = False,
+        original: bool = False,
     ) -> list[int]:
-        """Greedy continuation when each ``<image>`` is replaced by its kept tokens' embeddings."""
-        ids = self.processor.tokenizer(
-            prompt, add_special_tokens=add_special_tokens, return_tensors="pt"
-        )
-        ids = ids["input_ids"][0]
-        places = (ids == self.llava.config.image_token_id).nonzero()[:, 0].tolist()
-        assert len(places) == len(images)
-        embeddings = self.llava.get_input_embeddings()(ids)
-        parts, start = [], 0
-        for place, image, indices in zip(places, images, kept, strict=True):
-            parts += [embeddings[start:place], self._features(image)[indices]]
-            start = place + 1
-        parts.append(embeddings[start:])
-        inputs = torch.cat(parts)[None]
+        """Greedy continuation when each ``<image>`` is replaced by its kept tokens' embeddings.
+
+        ``original``: these stand where they do in the whole image, and so does what follows.
+        """
+        inputs, positions = self._inputs(prompt, images, kept, add_special_tokens, original)
         output = self.llava.generate(
             inputs_embeds=inputs,
             attention_mask=torch.ones(inputs.shape[:2], dtype=torch.long),
+            position_ids=positions,
             max_new_tokens=tokens,
             do_sample=False,
         )
         return output[0].tolist()
+
+    @torch.no_grad()
+    def follow(
+        self,
+        prompt: str,
+        images: list[Image.Image],
+        kept: list[list[int]],
+        answer: list[int],
+        original: bool,
+    ) -> tuple[list[int], list[float]]:
+        """Behind the prompt and each part of an answer: the best token, and how likely the next is.
+
+        The latter is the log-probability of the answer's own next token.
+        """
+        inputs, positions = self._inputs(prompt, images, kept, True, original)
+        said = self.llava.get_input_embeddings()(torch.tensor([answer[:-1]]))
+        later = positions[:, -1:] + 1 + torch.arange(len(answer) - 1)
+        logits = self.llava(
+            inputs_embeds=torch.cat([inputs, said], dim=1),
+            position_ids=torch.cat([positions, later], dim=1),
+        ).logits[0, -len(answer) :]
+        likely = logits.log_softmax(dim=-1).gather(1, torch.tensor(answer)[:, None])
+        return logits.argmax(dim=-1).tolist(), likely[:, 0].tolist()
+
+    def _inputs(
+        self,
+        prompt: str,
+        images: list[Image.Image],
+        kept: list[list[int]],
+        add_special_tokens: bool,
+        original: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings [1, tokens, width] and positions [1, tokens] of a prompt."""
+        ids = self.processor.tokenizer(
+            prompt, add_special_tokens=add_special_tokens, return_tensors="pt"
+        )
+        parts: list[torch.Tensor] = []
+        positions: list[int] = []
+        following, remaining = 0, list(zip(images, kept, strict=True))
+        for token in ids["input_ids"][0].tolist():
+            if token != self.llava.config.image_token_id:
+                parts.append(self.llava.get_input_embeddings()(torch.tensor([token])))
+                positions.append(following)
+                following += 1
+                continue
+            image, indices = remaining.pop(0)
+            parts.append(self._features(image)[indices])
+            own = indices if original else range(len(indices))
+            positions += [following + place for place in own]
+            following += 576 if original else len(indices)
+        assert not remaining
+        return torch.cat(parts)[None], torch.tensor([positions])
 
     def _features(self, image: Image.Image) -> torch.Tensor:
         tower = self.llava.model.vision_tower

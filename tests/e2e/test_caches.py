@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests.e2e.client import Answer, ask, user_turn
 from tests.e2e.conftest import ARGUMENTS
+from tests.e2e.runners import Runner
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.demo.server import ServerError, serve
 
@@ -81,14 +82,16 @@ def alike(one: Answer, other: Answer) -> bool:
 
 
 @pytest.fixture(scope="module")
-def start(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+def start(
+    runner: Runner, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Any]:
     def with_options(options: dict[str, Any]) -> Any:
         return serve(
             checkpoint.llava,
             clip_model=checkpoint.clip,
             options=options,
             arguments=ARGUMENTS,
-            environment={"VLLM_CPU_KVCACHE_SPACE": "1"},
+            environment={**runner.environment, "VLLM_CPU_KVCACHE_SPACE": "1"},
             log=tmp_path_factory.mktemp("caches") / "server.log",
         )
 
@@ -247,7 +250,7 @@ def test_same_pixels_under_two_client_given_uuids_are_one_image(
 
 
 def test_memory_profile_sees_as_many_images_as_a_step_holds_and_every_method(
-    checkpoint: Checkpoint,
+    runner: Runner, checkpoint: Checkpoint
 ) -> None:
     done = subprocess.run(
         [
@@ -257,7 +260,7 @@ def test_memory_profile_sees_as_many_images_as_a_step_holds_and_every_method(
             str(checkpoint.llava),
             str(checkpoint.clip),
         ],
-        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
+        env={**os.environ, **runner.environment, "VLLM_CPU_KVCACHE_SPACE": "1"},
         capture_output=True,
         text=True,
         timeout=300,

@@ -1,13 +1,8 @@
 """The offline classes: chunked prefill, prefix caching, LoRA, AsyncLLM, other checkpoints."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,77 +10,23 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.e2e.reference import Reference
+from tests.e2e.workplace import PROMPT, QUESTION, Workplace, job
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 
-QUESTION = "Where is the red cup?"
-PROMPT = f"USER: <image>\n{QUESTION} ASSISTANT:"
 
-
-@dataclass(frozen=True)
-class Workplace:
-    """A folder with the photographs as files, and the engine's common arguments."""
-
-    folder: Path
-    images: list[str]
-    engine: dict[str, Any]
-
-    def run(self, batches: list[Any], **jobs: Any) -> list[Any]:
-        """Run batches of requests in an engine of their own process."""
-        engine = {**self.engine, **jobs.pop("engine", {})}
-        path = self.folder / "jobs.json"
-        path.write_text(json.dumps({"engine": engine, "batches": batches, **jobs}))
-        environment = {
-            **os.environ,
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}",
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.e2e.offline", str(path)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-        answers: list[Any] = json.loads((self.folder / "answers.json").read_text())
-        return answers
-
-
-@pytest.fixture
-def workplace(
-    checkpoint: Checkpoint, photographs: Sequence[Image.Image], tmp_path: Path
-) -> Workplace:
-    files = []
-    for number, photograph in enumerate(photographs):
-        files.append(str(tmp_path / f"{number}.png"))
-        photograph.save(files[-1])
-    engine = {
-        "model": str(checkpoint.llava),
-        "dtype": "float32",
-        "enforce_eager": True,
-        "max_model_len": 2048,
-        "max_num_seqs": 4,
-        "limit_mm_per_prompt": {"image": 2},
-        "additional_config": {"litelvlm": {"clip_model": str(checkpoint.clip)}},
-    }
-    return Workplace(tmp_path, files, engine)
-
-
-def _job(image: str, budget: int, prompt: str = PROMPT, **more: Any) -> dict[str, Any]:
-    return {"prompt": prompt, "images": [image], "options": {"budget": budget}, **more}
-
-
+@pytest.mark.parametrize("positions", ["compact", "original"])
 def test_chunked_prefill_prefix_caching_and_lora_work_with_pruning(
     workplace: Workplace,
     checkpoint: Checkpoint,
     photographs: Sequence[Image.Image],
     tmp_path: Path,
+    positions: str,
 ) -> None:
     adapter = _write_adapter(tmp_path / "adapter", checkpoint)
     budgets = [150, 64, 192, 100]
-    batch = [_job(image, budget) for image, budget in zip(workplace.images, budgets, strict=True)]
+    batch = [job(image, budget) for image, budget in zip(workplace.images, budgets, strict=True)]
     long_prompt = PROMPT.replace(QUESTION, QUESTION + " Tell me all about it." * 12)
-    repeated = [_job(workplace.images[0], 192, long_prompt)]
+    repeated = [job(workplace.images[0], 192, long_prompt)]
     answers = workplace.run(
         [batch, repeated, repeated, [{**batch[0], "lora": str(adapter)}], [batch[0]]],
         engine={
@@ -94,15 +35,16 @@ def test_chunked_prefill_prefix_caching_and_lora_work_with_pruning(
             "enable_prefix_caching": True,
             "enable_lora": True,
             "max_lora_rank": 8,
-            "additional_config": {
-                "litelvlm": {"clip_model": str(checkpoint.clip), "max_budget": 192}
-            },
         },
+        options={"max_budget": 192, "positions": positions},
     )
+    original = positions == "original"
     reference = Reference(checkpoint.llava, checkpoint.clip)
     for answer, photograph, budget in zip(answers[0], photographs, budgets, strict=True):
         kept = reference.choose(photograph, [QUESTION], budget).kept
-        expected = reference.generate(PROMPT, [photograph], [kept], 8, add_special_tokens=True)
+        expected = reference.generate(
+            PROMPT, [photograph], [kept], 8, add_special_tokens=True, original=original
+        )
         assert answer["token_ids"] == expected
     # Four prompts of 110 to 240 tokens in steps of 200: some image was cut by a chunk.
     assert sum(answer["prompt_tokens"] for answer in answers[0]) > 3 * 200
@@ -116,9 +58,9 @@ def test_chunked_prefill_prefix_caching_and_lora_work_with_pruning(
 def test_bad_option_raises_from_the_offline_class_and_it_goes_on(workplace: Workplace) -> None:
     refused, text_only, served = workplace.run(
         [
-            [_job(workplace.images[0], 577)],
+            [job(workplace.images[0], 577)],
             [{"prompt": "Hi", "images": [], "options": {"budget": 64}}],
-            [_job(workplace.images[0], 64)],
+            [job(workplace.images[0], 64)],
         ]
     )
     assert refused["error"] == "VLLMValidationError"
@@ -130,10 +72,10 @@ def test_bad_option_raises_from_the_offline_class_and_it_goes_on(workplace: Work
 def test_async_engine_serves_a_checkpoint_saved_by_transformers_5(
     workplace: Workplace, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    published = workplace.run([[_job(image, 64) for image in workplace.images]])
+    published = workplace.run([[job(image, 64) for image in workplace.images]])
     resaved = _without_vision_model_level(checkpoint.llava, tmp_path / "resaved")
     answers = workplace.run(
-        [[_job(image, 64) for image in workplace.images]],
+        [[job(image, 64) for image in workplace.images]],
         asynchronous=True,
         engine={"model": str(resaved)},
     )

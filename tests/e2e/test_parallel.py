@@ -12,14 +12,17 @@ from PIL import Image
 from tests.e2e.client import Answer, ask, async_client, read, request, user_turn
 from tests.e2e.conftest import ARGUMENTS
 from tests.e2e.reference import Reference
+from tests.e2e.runners import Runner
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.demo.server import serve
 from vllm_litelvlm.evaluation.backend import Question
 from vllm_litelvlm.evaluation.transformers_backend import TransformersBackend
 
+TWO_WORKERS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+
 
 def test_tensor_parallel_workers_behind_two_api_servers_answer_as_transformers(
-    checkpoint: Checkpoint, photographs: Sequence[Image.Image], tmp_path: Path
+    runner: Runner, checkpoint: Checkpoint, photographs: Sequence[Image.Image], tmp_path: Path
 ) -> None:
     reference = Reference(checkpoint.llava, checkpoint.clip)
     questions = ["What is on the left?", "Where is the red cup?", "Is there a dog?"]
@@ -27,7 +30,7 @@ def test_tensor_parallel_workers_behind_two_api_servers_answer_as_transformers(
         checkpoint.llava,
         clip_model=checkpoint.clip,
         arguments=[*ARGUMENTS, "--tensor-parallel-size=2", "--api-server-count=2"],
-        environment={"VLLM_CPU_OMP_THREADS_BIND": "0|1", "VLLM_CPU_KVCACHE_SPACE": "1"},
+        environment={**runner.environment, **TWO_WORKERS},
         log=tmp_path / "server.log",
     ) as running:
         for question, photograph in zip(questions, photographs, strict=False):
@@ -57,7 +60,11 @@ def test_tensor_parallel_workers_behind_two_api_servers_answer_as_transformers(
 
 
 def test_data_parallel_engines_have_caches_of_their_own_and_answer_as_one(
-    server: Any, checkpoint: Checkpoint, photographs: Sequence[Image.Image], tmp_path: Path
+    runner: Runner,
+    server: Any,
+    checkpoint: Checkpoint,
+    photographs: Sequence[Image.Image],
+    tmp_path: Path,
 ) -> None:
     requests = [
         (user_turn(f"Where is the {thing}?", photograph), {"budget": budget, "repeat": "prune"})
@@ -77,7 +84,7 @@ def test_data_parallel_engines_have_caches_of_their_own_and_answer_as_one(
         checkpoint.llava,
         clip_model=checkpoint.clip,
         arguments=[*ARGUMENTS, "--data-parallel-size=2"],
-        environment={"VLLM_CPU_OMP_THREADS_BIND": "0|1", "VLLM_CPU_KVCACHE_SPACE": "1"},
+        environment={**runner.environment, **TWO_WORKERS},
         log=tmp_path / "server.log",
     ) as running:
         first, second = (asyncio.run(answers(running.url)) for _ in range(2))

@@ -10,6 +10,7 @@ from vllm import EngineArgs
 
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.plugin.config import guidance_config
+from vllm_litelvlm.plugin.positions import ROWS
 
 pytestmark = pytest.mark.usefixtures("installed")
 
@@ -44,6 +45,23 @@ def test_valid_options_reach_the_model_configuration(checkpoint: Checkpoint) -> 
     assert found.server.defaults.parameters == {"share": 0.25}
 
 
+def test_rows_of_positions_are_asked_for_only_by_a_server_that_places_tokens(
+    checkpoint: Checkpoint,
+) -> None:
+    def pruned_by_vllm(config: Any) -> bool:
+        return bool(config.model_config.multimodal_config.is_multimodal_pruning_enabled())
+
+    plain = build(checkpoint)
+    placing = build(checkpoint, {"clip_model": str(checkpoint.clip), "positions": "original"})
+    assert not plain.model_config.uses_mrope
+    assert not pruned_by_vllm(plain)
+    assert placing.model_config.uses_mrope
+    assert placing.model_config.mrope_num_dims == ROWS
+    assert pruned_by_vllm(placing)
+    # The language model's own rotary embedding stays the ordinary one.
+    assert "mrope_section" not in (placing.model_config.hf_text_config.rope_parameters or {})
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -56,6 +74,7 @@ def test_valid_options_reach_the_model_configuration(checkpoint: Checkpoint) -> 
         ({"bugdet": 64}, "'bugdet' is unknown"),
         ({"clip": "/nowhere"}, "'clip' is unknown; allowed: budget, clip_model, context"),
         ({"method": "random", "share": 0.1}, "'share' is unknown"),
+        ({"positions": "own"}, "'positions' is 'own'; allowed: \"compact\" or \"original\""),
         ({"methods": []}, "'methods' is []; allowed: a non-empty list of method names"),
         ({"methods": ["litelvlm", "magic"]}, "'method' is 'magic'; allowed: litelvlm, random"),
         ({"methods": ["fastv"]}, "'fastv', which prunes inside the language model"),

@@ -34,6 +34,7 @@ def test_identity_holds_everything_that_decides_what_is_kept() -> None:
         dataclasses.replace(plan, budget=65),
         dataclasses.replace(plan, version="another"),
         dataclasses.replace(decide(budget=64, variant="reference"), texts=("a",)),
+        dataclasses.replace(decide(budget=64, positions="original"), texts=("a",)),
         decide(budget=64, method="random"),
         decide(budget=64, method="random", seed=1),
     ]
@@ -50,7 +51,9 @@ def test_defaults_spelled_out_are_the_same_identity() -> None:
     "options",
     [
         {"budget": 1.0},
+        {"budget": 1.0, "positions": "original"},
         {"method": "keep-all"},
+        {"method": "keep-all", "positions": "original"},
         *({"method": method, "budget": 576} for method in method_names()),
     ],
 )
@@ -64,6 +67,9 @@ def test_worker_gets_method_parameters_and_budget() -> None:
     order = WorkOrder.decode(WorkOrder.encode(plan))
     assert order.pruner == plan.pruner
     assert order.budget == 64
+    assert not order.original
+    placed = decide(budget=64, positions="original")
+    assert WorkOrder.decode(WorkOrder.encode(placed)).original
 
 
 def test_json_is_canonical_and_plain_ascii() -> None:
@@ -74,6 +80,7 @@ def test_json_is_canonical_and_plain_ascii() -> None:
     assert json.loads(plan.to_json()) == {
         "budget": 64,
         "method": "litelvlm",
+        "original": False,
         "parameters": {"a": None, "b": 1},
         "texts": ["赤い \ufffd"],
         "version": __version__,

@@ -73,8 +73,10 @@ def _only_what_is_needed(pruner: Pruner, signals: Signals) -> Signals:
     )
 
 
-def _assert_whole(selection: Selection, count: int, patches: int, like: Tensor) -> None:
-    """A batch's selection has ``count`` tokens an image, with proper and unique places."""
+def _assert_whole(
+    pruner: Pruner, selection: Selection, count: int, patches: int, like: Tensor
+) -> None:
+    """A batch's selection has ``count`` tokens an image, with unique places that exist."""
     shape = (len(like), count)
     assert selection.tokens.shape == (*shape, like.shape[-1])
     assert selection.tokens.dtype == like.dtype
@@ -84,7 +86,10 @@ def _assert_whole(selection: Selection, count: int, patches: int, like: Tensor) 
     assert selection.tokens.isfinite().all()
     ascending = selection.indices.sort(dim=-1).values
     assert (ascending.diff(dim=-1) > 0).all()  # unique
-    assert ascending.min() >= CLS
+    places = pruner.places(patches)
+    assert places.start <= ascending.min() <= ascending.max() < places.stop
+    assert places.start in (CLS, 0)
+    assert places.stop in (patches, patches + 1)
     for indices in selection.indices.tolist():
         behind = sum(index >= patches for index in indices)
         assert indices[count - behind :] == list(range(patches, patches + behind))
@@ -105,7 +110,7 @@ def test_every_budget_gives_the_promised_count_of_unique_tokens(pruner: Pruner) 
     features, needed = signals.patch_tokens, _only_what_is_needed(pruner, signals)
     for budget in sorted({_budget(pruner, budget) for budget in budgets}):
         assert pruner.output_count(budget) == budget
-        _assert_whole(pruner.select(needed, budget), budget, 576, features)
+        _assert_whole(pruner, pruner.select(needed, budget), budget, 576, features)
 
 
 @every_pruner
@@ -117,7 +122,7 @@ def test_every_budget_of_small_images_gives_the_promised_count(
     features = signals.patch_tokens
     for budget in sorted({_budget(pruner, budget, patches) for budget in range(1, patches + 1)}):
         selection = pruner.select(_only_what_is_needed(pruner, signals), budget)
-        _assert_whole(selection, pruner.output_count(budget), patches, features)
+        _assert_whole(pruner, selection, pruner.output_count(budget), patches, features)
 
 
 @every_pruner
@@ -125,7 +130,7 @@ def test_every_budget_of_small_images_gives_the_promised_count(
 def test_selection_has_the_promised_count_of_unique_tokens(pruner: Pruner, budget: int) -> None:
     budget, signals = _budget(pruner, budget), random_signals([1, 2, 5])
     selection = pruner.select(_only_what_is_needed(pruner, signals), budget)
-    _assert_whole(selection, pruner.output_count(budget), 576, signals.patch_tokens)
+    _assert_whole(pruner, selection, pruner.output_count(budget), 576, signals.patch_tokens)
 
 
 @every_pruner
@@ -269,7 +274,7 @@ def test_half_precision_features_give_nearly_the_tokens_of_float32(
     full = dataclasses.replace(full, tower=tower)
     for budget in (_budget(pruner, 64), _budget(pruner, 300)):
         found, expected = pruner.select(half, budget), pruner.select(full, budget)
-        _assert_whole(found, budget, 576, half.patch_tokens)
+        _assert_whole(pruner, found, budget, 576, half.patch_tokens)
         assert torch.equal(found.indices, expected.indices)
         assert torch.equal(found.guided, expected.guided)
         rounding = torch.finfo(dtype).eps
@@ -287,7 +292,7 @@ def test_half_precision_towers_of_any_depth_give_whole_selections(
 ) -> None:
     signals = random_signals([1], patches=144, dtype=dtype, layers=CLIP_LAYERS)
     for budget in (_budget(pruner, 1, 144), _budget(pruner, 36, 144)):
-        _assert_whole(pruner.select(signals, budget), budget, 144, signals.patch_tokens)
+        _assert_whole(pruner, pruner.select(signals, budget), budget, 144, signals.patch_tokens)
 
 
 @every_pruner
@@ -299,7 +304,7 @@ def test_batch_without_any_text_is_selected_by_the_rest(pruner: Pruner) -> None:
     bare = with_values(padded, {signal: torch.empty(2, 0, 576) for signal in TEXT_SIGNALS})
     for budget in (_budget(pruner, 64), _budget(pruner, 192)):
         selection = pruner.select(bare, budget)
-        _assert_whole(selection, budget, 576, bare.patch_tokens)
+        _assert_whole(pruner, selection, budget, 576, bare.patch_tokens)
         _assert_same(selection, pruner.select(padded, budget))
         assert not selection.guided.any()
 
@@ -313,7 +318,7 @@ def test_only_trim_of_the_built_in_methods_needs_a_text() -> None:
 def test_budget_of_all_patches_keeps_them_all(pruner: Pruner) -> None:
     signals = random_signals([1, 3])
     selection = pruner.select(signals, 576)
-    _assert_whole(selection, 576, 576, signals.patch_tokens)
+    _assert_whole(pruner, selection, 576, 576, signals.patch_tokens)
     if pruner.name not in SELECTING:
         return
     for indices in selection.indices.tolist():
@@ -370,7 +375,7 @@ def test_degenerate_inputs_give_whole_selections(pruner: Pruner, kind: str) -> N
     signals = with_values(signals, values)
     for budget in sorted({_budget(pruner, budget, 144) for budget in (1, 2, 36, 100, 143, 144)}):
         selection = pruner.select(signals, budget)
-        _assert_whole(selection, budget, 144, signals.patch_tokens)
+        _assert_whole(pruner, selection, budget, 144, signals.patch_tokens)
 
 
 @every_pruner
@@ -405,7 +410,7 @@ def test_hidden_states_of_any_dtype_give_full_selections(
     for signal in pruner.needs - {Signal.FEATURES, Signal.TOWER}:
         assert signals[signal].dtype == torch.float32
     budget = _budget(pruner, 64)
-    _assert_whole(pruner.select(signals, budget), budget, 576, hidden)
+    _assert_whole(pruner, pruner.select(signals, budget), budget, 576, hidden)
 
 
 def test_unknown_method_is_refused_by_naming_those_there_are() -> None:

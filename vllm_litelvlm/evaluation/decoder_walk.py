@@ -19,12 +19,13 @@ class Prompt:
     """What the first layer gets: text, an image, text.
 
     ``embedded`` [tokens, width]; ``start`` and ``visual``: where the visual tokens begin and how
-    many they are.
+    many they are; ``positions`` int64 [tokens]: consecutive ones if None.
     """
 
     embedded: Tensor
     start: int
     visual: int
+    positions: Tensor | None = None
 
 
 @dataclass(frozen=True)

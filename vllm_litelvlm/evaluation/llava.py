@@ -50,10 +50,18 @@ class HfLlava:
         inputs = self._processor.image_processor(image.convert("RGB"), return_tensors="pt")
         return HfImages(self.model, inputs["pixel_values"].to(self.device, self.model.dtype))
 
-    def prompt(self, text: str, features: Tensor) -> Prompt:
+    def prompt(
+        self, text: str, features: Tensor, offsets: Tensor | None = None, span: int = 0
+    ) -> Prompt:
         """A user's turn of one image and ``text``, as ``vllm serve`` renders and tokenizes it.
 
-        ``features`` [kept, width of the tower] are the image's tokens before the projector.
+        Args:
+            text: what the user says of the image.
+            features: the image's tokens before the projector, [kept, width of the tower].
+            offsets: int64 [kept]: each one's position, counted from the image's first; consecutive
+                ones if None.
+            span: how many positions the image then takes up.
+
         Raises OptionsError for a text that holds the image placeholder itself.
         """
         parts = [{"type": "image"}, {"type": "text", "text": text}]
@@ -73,7 +81,12 @@ class HfLlava:
         embedded = self.model.get_input_embeddings()(tokens)
         visual = self.model.model.multi_modal_projector(features[None])[0]
         embedded = torch.cat([embedded[:start], visual, embedded[start + 1 :]])
-        return Prompt(embedded, start, len(visual))
+        if offsets is None:
+            return Prompt(embedded, start, len(visual))
+        before = torch.arange(start, device=self.device)
+        after = torch.arange(start + span, span + len(tokens) - 1, device=self.device)
+        positions = torch.cat([before, start + offsets, after])
+        return Prompt(embedded, start, len(visual), positions)
 
     def generate(self, prompt: Prompt, max_tokens: int) -> tuple[int, ...]:
         """Greedy continuation by transformers' own generation, the end token included."""
@@ -87,6 +100,7 @@ class HfLlava:
         output = self.model.generate(
             inputs_embeds=inputs,
             attention_mask=torch.ones(inputs.shape[:2], dtype=torch.long, device=self.device),
+            position_ids=None if prompt.positions is None else prompt.positions[None],
             generation_config=config,
         )
         return tuple(output[0].tolist())

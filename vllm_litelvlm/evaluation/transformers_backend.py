@@ -103,7 +103,10 @@ class TransformersBackend:
             question.image, texts if pruner.reads_text else (), needed_signals([pruner])
         )
         [selection] = prune(signals, [pruner], [budget])
-        prompt = self._llava.prompt(question.prompt, selection.tokens)
+        places, offsets = pruner.places(self.grid**2), None
+        if options.positions == "original":
+            offsets = selection.indices - places.start
+        prompt = self._llava.prompt(question.prompt, selection.tokens, offsets, len(places))
         token_ids = self._llava.generate(prompt, question.max_tokens)
         return Answer(
             text=self._llava.decode(token_ids),

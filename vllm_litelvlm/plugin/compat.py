@@ -100,6 +100,25 @@ def _note_chat_template(stock: Callable[..., str | None]) -> Callable[..., str |
     return resolve
 
 
+def mend_cpu_runner() -> None:
+    """Let vLLM's runner on a CPU know that its model prunes, as its other runners do. Idempotent.
+
+    The attribute is set by ``load_model``, which this one runner overrides and leaves that out of.
+    """
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    name = "is_multimodal_pruning_enabled"
+
+    def get(runner: Any) -> bool:
+        config = runner.model_config.multimodal_config
+        return config is not None and config.is_multimodal_pruning_enabled()
+
+    def ignore(runner: Any, value: bool) -> None:
+        """``__init__`` sets it before there is a model."""
+
+    setattr(CPUModelRunner, name, property(get, ignore))
+
+
 def supported_architectures() -> tuple[str, ...]:
     """The model architectures that the plugin replaces."""
     from vllm_litelvlm.plugin.register import MODELS

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm import envs
-from vllm.config import VllmConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from vllm_litelvlm.errors import CompatibilityError, OptionsError
@@ -17,11 +17,14 @@ from vllm_litelvlm.options import (
     parse_server_options,
 )
 from vllm_litelvlm.plugin.plan import Plan
+from vllm_litelvlm.plugin.positions import ROWS
 from vllm_litelvlm.pruning.registry import build_pruner, pruner_class
 from vllm_litelvlm.vision.checkpoint import check_tower, default_clip_model, read_clip_config
 
 #: Attribute of the model's Hugging Face configuration. Plain JSON: vLLM hashes and pickles it.
 _ATTRIBUTE = "litelvlm"
+#: What makes vLLM keep rows of positions a request; the language model's own embedding is not told.
+_SECTIONS = [1] * ROWS
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class LiteLVLMConfigHook(VerifyAndUpdateConfig):
         clip_config = read_clip_config(clip_model, tower)
         if Path(clip_model).is_dir():
             clip_model = str(Path(clip_model).resolve())
+        if server.original_positions:
+            _install_positions(vllm_config)
         setattr(
             config,
             _ATTRIBUTE,
@@ -88,6 +93,12 @@ def guidance_config(config: Any) -> GuidanceConfig:
     )
 
 
+def position_limit(model_config: ModelConfig) -> int:
+    """How many positions the language model's rotary embedding has at least."""
+    text = model_config.hf_config.text_config
+    return max(int(model_config.max_model_len), int(text.max_position_embeddings))
+
+
 def _check_engine(vllm_config: VllmConfig) -> None:
     if envs.VLLM_USE_RUST_FRONTEND:
         raise CompatibilityError(
@@ -107,6 +118,28 @@ def _check_engine(vllm_config: VllmConfig) -> None:
             "litelvlm options for the whole server go in "
             "--additional-config '{\"litelvlm\": {...}}', not in --mm-processor-kwargs."
         )
+
+
+def _install_positions(vllm_config: VllmConfig) -> None:
+    """Have vLLM ask the model for positions, and hand it the pruned tokens to place them by.
+
+    Its switch for that second half is named for videos, of which these models have none.
+    """
+    speculative = vllm_config.speculative_config
+    if speculative is not None and (speculative.use_eagle() or speculative.uses_draft_model()):
+        raise CompatibilityError(
+            "litelvlm's positions 'original' do not reach draft models; leave "
+            "--speculative-config or the option out (n-gram speculation works)."
+        )
+    if vllm_config.parallel_config.pipeline_parallel_size > 1:
+        raise CompatibilityError(
+            "litelvlm's positions 'original' reach the first stage of a pipeline alone; leave "
+            "--pipeline-parallel-size or the option out (tensor parallelism works)."
+        )
+    model_config = vllm_config.model_config
+    model_config.hf_config.mrope_section = _SECTIONS
+    assert model_config.multimodal_config is not None
+    model_config.multimodal_config.video_pruning_rate = 0.5
 
 
 def _check_defaults(server: ServerOptions, patches: int) -> None:

@@ -24,12 +24,16 @@ from vllm_litelvlm.pruning.registry import build_pruner, method_version, settle
 
 @dataclass(frozen=True)
 class Plan:
-    """Method, its parameters, the budget in tokens, and the guiding texts, of one request."""
+    """Method, its parameters, the budget in tokens, and the guiding texts, of one request.
+
+    ``original``: whether the kept tokens keep their own positions.
+    """
 
     method: str
     parameters: Mapping[str, Any]
     budget: int
     texts: tuple[str, ...] = ()
+    original: bool = False
     version: str = __version__
 
     @classmethod
@@ -40,8 +44,13 @@ class Plan:
         OptionsError for what is not allowed.
         """
         pruner, budget = settle(options, patches)
-        version = method_version(pruner.name)
-        return cls(pruner.name, pruner.model_dump(), budget, version=version)
+        return cls(
+            pruner.name,
+            pruner.model_dump(),
+            budget,
+            original=options.positions == "original" and not isinstance(pruner, KeepAll),
+            version=method_version(pruner.name),
+        )
 
     @classmethod
     def whole(cls, patches: int) -> "Plan":
@@ -70,11 +79,13 @@ class WorkOrder:
 
     pruner: Pruner
     budget: int
+    original: bool
 
     @staticmethod
     def encode(plan: Plan) -> Tensor:
         """A plan as uint8 [bytes]."""
-        order = {"method": plan.method, "parameters": plan.parameters, "budget": plan.budget}
+        names = ("method", "parameters", "budget", "original")
+        order = {name: getattr(plan, name) for name in names}
         data = bytearray(json.dumps(order, sort_keys=True), "utf-8")
         return torch.frombuffer(data, dtype=torch.uint8)
 
@@ -87,7 +98,8 @@ class WorkOrder:
 @lru_cache(maxsize=1024)
 def _work_order(data: bytes) -> WorkOrder:
     order = json.loads(data)
-    return WorkOrder(_pruner(order["method"], order["parameters"]), order["budget"])
+    pruner = _pruner(order["method"], order["parameters"])
+    return WorkOrder(pruner, order["budget"], order["original"])
 
 
 def _pruner(method: str, parameters: Mapping[str, Any]) -> Pruner:

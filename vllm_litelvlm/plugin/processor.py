@@ -24,7 +24,7 @@ from vllm_litelvlm.errors import OptionsError
 from vllm_litelvlm.options import OPTIONS_KEY, PruningOptions, parse_request_options
 from vllm_litelvlm.plugin import metrics
 from vllm_litelvlm.plugin.chat_templates import templates_in_use
-from vllm_litelvlm.plugin.config import guidance_config
+from vllm_litelvlm.plugin.config import guidance_config, position_limit
 from vllm_litelvlm.plugin.instruction import InstructionReader
 from vllm_litelvlm.plugin.pixels import PixelCache, as_field, image_key
 from vllm_litelvlm.plugin.plan import Plan, WorkOrder
@@ -105,6 +105,8 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
     def _decide(self, options: PruningOptions, inputs: ProcessorInputs) -> Plan:
         plan = Plan.decide(options, self._patches)
         self._guidance.server.check_request(options, plan.budget, self._patches)
+        if plan.original:
+            self._check_length(plan, inputs)
         if not pruner_class(plan.method).reads_text:
             return plan
         texts = options.texts
@@ -116,6 +118,19 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         check_texts(plan.method, texts)
         plan = dataclasses.replace(plan, texts=texts)
         return plan if options.repeat == "prune" else self._settle_repeat(options, plan, inputs)
+
+    def _check_length(self, plan: Plan, inputs: ProcessorInputs) -> None:
+        """Refuse a prompt that fits only because it is pruned: its last positions do not exist."""
+        limit = position_limit(self.info.ctx.model_config)
+        images = inputs.mm_data_items.get_all_counts().get("image", 0)
+        whole = len(plan.pruner.places(self._patches))
+        positions = len(inputs.prompt) + images * (whole - 1)
+        if positions > limit:
+            raise OptionsError(
+                f"litelvlm option 'positions' is 'original', by which the prompt's {images} images "
+                f"and text take up {positions} positions; allowed: {limit}, as many as the model "
+                "has. Send fewer images, or ask for 'compact'."
+            )
 
     def _settle_repeat(self, options: PruningOptions, plan: Plan, inputs: ProcessorInputs) -> Plan:
         """What becomes of the plan where the same images came with other texts before."""

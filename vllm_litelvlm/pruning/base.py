@@ -196,6 +196,14 @@ class Pruner(StrictModel):
         """How many tokens an image gets; the prompt and the model both call this."""
         return budget
 
+    def places(self, patches: int) -> range:
+        """All that :attr:`Selection.indices` may hold, without gaps.
+
+        Each is one position of the language model where tokens keep their own
+        (``positions: "original"``), and what follows the image comes behind the last.
+        """
+        return range(patches)
+
     @abstractmethod
     def select(self, signals: Signals, budget: int) -> Selection:
         """Give every image of the batch ``output_count(budget)`` tokens.

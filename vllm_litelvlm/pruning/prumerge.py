@@ -33,6 +33,10 @@ class PruMerge(Pruner):
         """The last layer's attention of [CLS] and keys."""
         return frozenset({Signal.FEATURES, Signal.LAST_ATTENTION, Signal.LAST_KEYS})
 
+    def places(self, patches: int) -> range:
+        """The patches, and behind them the token that sums up the pruned ones."""
+        return range(patches + 1)
+
     def select(self, signals: Signals, budget: int) -> Selection:
         """The most important, merged with their neighbours."""
         return merge_neighbours(signals, highest(signals[Signal.LAST_ATTENTION], budget - 1))

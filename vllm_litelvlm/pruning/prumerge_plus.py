@@ -35,6 +35,10 @@ class PruMergePlus(Pruner):
         """The last layer's attention of [CLS] and keys."""
         return frozenset({Signal.FEATURES, Signal.LAST_ATTENTION, Signal.LAST_KEYS})
 
+    def places(self, patches: int) -> range:
+        """The patches, and behind them the token that sums up the pruned ones."""
+        return range(patches + 1)
+
     def select(self, signals: Signals, budget: int) -> Selection:
         """Important and spread tokens, merged with their neighbours."""
         important = highest(signals[Signal.LAST_ATTENTION], part(budget - 1, self.share))

@@ -39,6 +39,10 @@ class Trim(Pruner):
         """Similarity."""
         return frozenset({Signal.FEATURES, Signal.SIMILARITY})
 
+    def places(self, patches: int) -> range:
+        """The patches, and behind them the mean of the dropped ones."""
+        return range(patches + 1)
+
     def select(self, signals: Signals, budget: int) -> Selection:
         """The kept tokens, then the mean of the others."""
         kept = raster(highest(self._score(signals), budget - 1))

@@ -34,6 +34,10 @@ class VisionZip(Pruner):
         """The feature layer's attention of [CLS] and keys."""
         return frozenset({Signal.FEATURES, Signal.CLS_ATTENTION, Signal.KEYS})
 
+    def places(self, patches: int) -> range:
+        """[CLS], and behind it the patches."""
+        return range(CLS, patches)
+
     def select(self, signals: Signals, budget: int) -> Selection:
         """Dominant tokens, then contextual ones."""
         dominant = max(1, part(budget, self.share))

@@ -7,6 +7,7 @@ BACKENDS = ("server", "transformers")
 DATASETS = ("scenes", "refcoco", "refcoco+", "refcocog")
 SPLITS = ("train", "val", "test", "testA", "testB")
 ABLATIONS = ("share", "components")
+POSITIONS = ("compact", "original")
 
 #: The budgets of the paper's Table 1.
 BUDGETS = (192, 128, 64)
@@ -110,6 +111,14 @@ def _add_conditions(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=list(BUDGETS),
         help=f"visual tokens that are kept ({' '.join(map(str, BUDGETS))})",
+    )
+    add(
+        "--positions",
+        choices=POSITIONS,
+        nargs="+",
+        default=["compact"],
+        help="of kept tokens in the language model: compact (default), original, or both as "
+        "conditions of their own; a server at --url must have been started for original ones",
     )
     add(
         "--ablation",

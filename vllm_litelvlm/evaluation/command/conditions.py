@@ -4,7 +4,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vllm_litelvlm.errors import OptionsError
@@ -87,11 +87,16 @@ class Condition:
 
 
 def methods_of(
-    named: Sequence[str] | None, ablations: Iterable[str], *, decoder: bool
+    named: Sequence[str] | None,
+    ablations: Iterable[str],
+    positions: Sequence[str] = ("compact",),
+    *,
+    decoder: bool,
 ) -> tuple[Method, ...]:
     """keep-all first, then random, then what was named and what ablations need.
 
-    ``decoder``: whether methods inside the language model can run. Raises OptionsError for methods
+    Each comes with each of ``positions``, but for keep-all and methods inside the language model,
+    which have no choice. ``decoder``: whether the latter can run. Raises OptionsError for methods
     and options that do not exist, and the engine's own for a method that it cannot run.
     """
     found = [text for ablation in ablations for text in _ABLATIONS[ablation]]
@@ -100,7 +105,13 @@ def methods_of(
     every = (*method_names(), *(decoder_method_names() if decoder else ()))
     listed = [name for text in named for name in (every if text == "all" else [text])]
     labels = dict.fromkeys([ALL_TOKENS, CHANCE, *listed, *found])
-    return tuple(_method(label, decoder) for label in labels)
+    methods = [_method(label, decoder) for label in labels]
+    free = (ALL_TOKENS, *decoder_method_names())
+    return tuple(
+        one
+        for method in methods
+        for one in ([method] if method.method in free else [_at(method, p) for p in positions])
+    )
 
 
 def grid(methods: Sequence[Method], budgets: Iterable[int], all_tokens: int) -> list[Condition]:
@@ -134,6 +145,12 @@ def _method(label: str, decoder: bool) -> Method:
     build = build_decoder_pruner if decoder and name in decoder_method_names() else build_pruner
     draws = "seed" in type(build(name, options)).model_fields and "seed" not in options
     return Method(label, name, options, draws)
+
+
+def _at(method: Method, positions: str) -> Method:
+    """The method with its tokens at compact or original positions; labels tell the latter."""
+    label = method.label if positions == "compact" else f"{method.label} {positions}"
+    return replace(method, label=label, options={**method.options, "positions": positions})
 
 
 def _option(text: str) -> tuple[str, Any]:

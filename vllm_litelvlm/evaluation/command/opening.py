@@ -1,6 +1,6 @@
 """Opens what answers: a server that is started here, one that runs, or plain transformers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -23,9 +23,18 @@ class Serve(Protocol):
     """Starts ``vllm serve --plugin litelvlm`` for as long as a ``with`` block lasts."""
 
     def __call__(
-        self, model: str, *, log: Path, clip_model: str | None, arguments: Sequence[str]
+        self,
+        model: str,
+        *,
+        log: Path,
+        clip_model: str | None,
+        options: Mapping[str, object],
+        arguments: Sequence[str],
     ) -> AbstractContextManager[Served]:
-        """Serve a model, with further arguments of ``vllm serve``; its output goes to ``log``."""
+        """Serve a model, with options of the plugin and further arguments of ``vllm serve``.
+
+        Its output goes to ``log``.
+        """
 
 
 @contextmanager
@@ -49,6 +58,7 @@ def open_backend(settings: Settings, serve: Serve, console: Console) -> Iterator
                     str(settings.model),
                     log=log,
                     clip_model=settings.clip_model,
+                    options={"positions": "original"} if settings.original_positions else {},
                     arguments=[*arguments, *settings.extra_arguments],
                 )
                 url = running.enter_context(server).url

@@ -33,6 +33,7 @@ class Settings:
     texts: int
     seed: int
     methods: tuple[Method, ...]
+    original_positions: bool
     budgets: tuple[int, ...]
     output: Path
     extra_arguments: tuple[str, ...] = ()
@@ -70,7 +71,13 @@ class Settings:
             by_expressions=chosen.guide_by == "expressions",
             texts=chosen.texts,
             seed=chosen.seed,
-            methods=methods_of(chosen.methods, chosen.ablation, decoder=transformers),
+            methods=methods_of(
+                chosen.methods,
+                chosen.ablation,
+                list(dict.fromkeys(chosen.positions)),
+                decoder=transformers,
+            ),
+            original_positions="original" in chosen.positions,
             budgets=tuple(sorted(set(chosen.budgets), reverse=True)),
             output=chosen.output,
             extra_arguments=tuple(chosen.extra_arguments),
@@ -83,6 +90,6 @@ class Settings:
 
     def identity(self) -> dict[str, Any]:
         """What must not change when an evaluation goes on; methods and budgets may."""
-        free = ("methods", "budgets", "output")
+        free = ("methods", "original_positions", "budgets", "output")
         named = {name: value for name, value in vars(self).items() if name not in free}
         return {**named, "version": version("vllm-litelvlm")}

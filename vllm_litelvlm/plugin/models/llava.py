@@ -1,6 +1,6 @@
 """LLaVA-1.5 whose language model gets only the visual tokens that a request's text needs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,10 +13,13 @@ from vllm.model_executor.models.llava import (
     LlavaProcessingInfo,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.platforms import current_platform
 
-from vllm_litelvlm.plugin.config import guidance_config
+from vllm_litelvlm.plugin.compat import mend_cpu_runner
+from vllm_litelvlm.plugin.config import guidance_config, position_limit
 from vllm_litelvlm.plugin.metrics import worker_metrics
 from vllm_litelvlm.plugin.models.images import VllmImages
+from vllm_litelvlm.plugin.models.positions import OriginalPositions, placed
 from vllm_litelvlm.plugin.plan import WorkOrder
 from vllm_litelvlm.plugin.processor import (
     IMAGE_KEYS_FIELD,
@@ -38,16 +41,21 @@ from vllm_litelvlm.vision.guidance import Guidance
 @MULTIMODAL_REGISTRY.register_processor(
     build_processor, info=LlavaProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
 )
-class LiteLVLMLlava(LlavaForConditionalGeneration):
+class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
     """vLLM's LLaVA with pruning between the vision tower and the projector."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self._guidance_config = guidance_config(self.config)
         self._stopwatch = Stopwatch()
+        tower = self.config.vision_config
+        self.litelvlm_image_token = self.config.image_token_index
+        self.litelvlm_patches = (tower.image_size // tower.patch_size) ** 2
+        self.litelvlm_last_position = position_limit(vllm_config.model_config) - 1
+        if self._guidance_config.server.original_positions and current_platform.is_cpu():
+            mend_cpu_runner()
         self.litelvlm: Guidance | None = None
         if self.multimodal_config.get_limit_per_prompt("image") > 0:
-            tower = self.config.vision_config
             clip = read_clip_config(self._guidance_config.clip_model, tower)
             dtype = vllm_config.model_config.dtype
             self.litelvlm = Guidance(tower, clip, dtype)
@@ -86,7 +94,8 @@ class LiteLVLMLlava(LlavaForConditionalGeneration):
         assert self.litelvlm is not None
         whole = all(isinstance(order.pruner, KeepAll) for order in orders)
         if whole and not self.litelvlm.keeps_features(keys):
-            return self._process_image_input(image_input)  # stock vLLM, bit for bit
+            # Stock vLLM, bit for bit.
+            return self._finished(self._process_image_input(image_input), orders)
         pixel_values = image_input["pixel_values"]
         assert len(orders) == len(text_ids) == len(keys) == len(pixel_values)
         if any(isinstance(order.pruner, Profile) for order in orders):
@@ -94,7 +103,18 @@ class LiteLVLMLlava(LlavaForConditionalGeneration):
         selections = self._select(pixel_values, keys, text_ids, orders)
         if not whole:
             trace_selections(orders, text_ids, selections)
-        return self._project(selections)
+        return self._finished(self._project(selections), orders, selections)
+
+    def _finished(
+        self,
+        embeddings: Sequence[Tensor] | Tensor,
+        orders: list[WorkOrder],
+        selections: list[Selection] | None = None,
+    ) -> MultiModalEmbeddings:
+        """Tokens as the runner takes them: with their places, where it asks for those."""
+        if not self._guidance_config.server.original_positions:
+            return embeddings
+        return placed(embeddings, orders, selections, self.litelvlm_patches)
 
     def _profile(
         self, pixel_values: Tensor, text_ids: list[Tensor], orders: list[WorkOrder]
@@ -102,14 +122,17 @@ class LiteLVLMLlava(LlavaForConditionalGeneration):
         """Run vLLM's memory profile, whose images are one and the same, as if they were not."""
         assert self.litelvlm is not None
         keys = [number.to_bytes(4, "little") for number in range(len(orders))]
-        embeddings = self._project(self._select(pixel_values, keys, text_ids, orders))
+        selections = self._select(pixel_values, keys, text_ids, orders)
+        embeddings = self._finished(self._project(selections), orders, selections)
         self.litelvlm.forget()
         return embeddings
 
-    def _project(self, selections: list[Selection]) -> MultiModalEmbeddings:
+    def _project(self, selections: list[Selection]) -> Sequence[Tensor]:
         """Every image's tokens behind the projector, which runs once."""
         tokens = [selection.tokens for selection in selections]
-        return self.multi_modal_projector(torch.cat(tokens)).split([len(kept) for kept in tokens])
+        projected: Tensor = self.multi_modal_projector(torch.cat(tokens))
+        parts: tuple[Tensor, ...] = projected.split([len(kept) for kept in tokens])
+        return parts
 
     def _select(
         self,

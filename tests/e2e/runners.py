@@ -1,0 +1,36 @@
+"""vLLM's two model runners, both on a CPU."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_INTERPRETER = Path(__file__).with_name("interpreter")
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A model runner, and the environment in which vLLM takes it."""
+
+    name: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _python_path() -> str:
+    return os.pathsep.join(filter(None, [str(_INTERPRETER), os.environ.get("PYTHONPATH")]))
+
+
+#: The default where Triton does not work, as on a CPU.
+V1 = Runner("V1")
+#: The default on a GPU. Its kernels run in Triton's interpreter; see interpreter/.
+V2 = Runner(
+    "V2",
+    {
+        "PYTHONPATH": _python_path(),
+        "TRITON_INTERPRET": "1",
+        "VLLM_USE_V2_MODEL_RUNNER": "1",
+    },
+)

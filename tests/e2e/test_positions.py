@@ -1,0 +1,241 @@
+"""Kept tokens at their own positions."""
+
+import asyncio
+import random
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import BadRequestError
+from PIL import Image
+
+from tests.e2e.client import Answer, ask, async_client, data_url, read, request, user_turn
+from tests.e2e.conftest import ARGUMENTS, TracedServer
+from tests.e2e.reference import Reference
+from tests.e2e.runners import Runner
+from tests.e2e.stock import Stock, answers
+from tests.e2e.workplace import PROMPT, QUESTION, Workplace
+from vllm_litelvlm.demo.checkpoint import Checkpoint
+from vllm_litelvlm.demo.server import ServerError, serve
+from vllm_litelvlm.evaluation.backend import Question
+from vllm_litelvlm.evaluation.server_backend import ServerBackend
+from vllm_litelvlm.evaluation.transformers_backend import TransformersBackend
+from vllm_litelvlm.pruning.registry import method_names
+
+MODES = ["compact", "original"]
+BUDGETS = [29, 64, 192, 400]
+TWO_IMAGES = PROMPT.replace("<image>", "<image> and <image>")
+
+
+@pytest.mark.parametrize("chunk", [100, 200])
+def test_engine_is_as_sure_of_every_token_as_transformers_with_explicit_positions(
+    workplace: Workplace, checkpoint: Checkpoint, photographs: Sequence[Image.Image], chunk: int
+) -> None:
+    singles = [([image], budget) for image in range(3) for budget in BUDGETS]
+    pairs = [([0, 1], 64), ([2, 0], 150)]
+    asked = [(*one, mode) for one in [*singles, *pairs] for mode in MODES]
+    batch = [
+        {
+            "prompt": TWO_IMAGES if len(images) == 2 else PROMPT,
+            "images": [workplace.images[image] for image in images],
+            "options": {"budget": budget, "positions": mode},
+            "tokens": 40,
+        }
+        for images, budget, mode in asked
+    ]
+    [served] = workplace.run(
+        [batch],
+        engine={"max_num_batched_tokens": chunk, "enable_chunked_prefill": True},
+        options={"positions": "original", "repeat": "prune"},
+    )
+    reference = Reference(checkpoint.llava, checkpoint.clip)
+    for (images, budget, mode), sent, answer in zip(asked, batch, served, strict=True):
+        pictures = [photographs[image] for image in images]
+        kept = [reference.choose(picture, [QUESTION], budget).kept for picture in pictures]
+        if len(images) == 2:  # the text between them is the user's too
+            kept = [
+                reference.choose(picture, [f"and {QUESTION}"], budget).kept for picture in pictures
+            ]
+        best, likely = reference.follow(
+            sent["prompt"], pictures, kept, answer["token_ids"], mode == "original"
+        )
+        assert len(best) == 40
+        assert answer["token_ids"] == best, (images, budget, mode)
+        assert answer["logprobs"] == pytest.approx(likely, abs=1e-4), (images, budget, mode)
+
+
+@pytest.fixture(scope="module")
+def placing(
+    runner: Runner, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TracedServer]:
+    """A server that was started for original positions."""
+    folder = tmp_path_factory.mktemp("placing")
+    trace = folder / "trace.jsonl"
+    with serve(
+        checkpoint.llava,
+        clip_model=checkpoint.clip,
+        options={"repeat": "prune", "positions": "original"},
+        arguments=ARGUMENTS,
+        environment={
+            **runner.environment,
+            "VLLM_LITELVLM_TRACE": str(trace),
+            "VLLM_SERVER_DEV_MODE": "1",
+        },
+        log=folder / "server.log",
+    ) as running:
+        yield TracedServer(running.url, trace)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_keep_all_is_bit_identical_to_stock(
+    placing: TracedServer, photographs: Sequence[Image.Image], stock: Stock, mode: str
+) -> None:
+    assert stock.gives(answers(placing.url, photographs, {"budget": 576, "positions": mode}))
+
+
+def test_positions_are_the_servers_unless_the_request_says_otherwise(
+    placing: TracedServer, server: TracedServer, photographs: Sequence[Image.Image]
+) -> None:
+    turn = user_turn(QUESTION, photographs[0])
+    default, original, compact = (
+        ask(placing.url, turn, {"budget": 64, **options}, 12)
+        for options in ({}, {"positions": "original"}, {"positions": "compact"})
+    )
+    assert default == original
+    assert default.token_ids != compact.token_ids
+    assert ask(server.url, turn, {"budget": 64}, 12) == compact
+
+
+async def test_concurrent_requests_of_both_modes_answer_as_each_does_alone(
+    placing: TracedServer, photographs: Sequence[Image.Image]
+) -> None:
+    urls = [data_url(image) for image in photographs[:3]]
+    options = [
+        {"budget": budget, "positions": mode, **method}
+        for budget in (64, 192)
+        for mode in MODES
+        for method in ({}, {"method": "visionzip"}, {"method": "prumerge"}, {"method": "tome"})
+    ]
+    asked = [(url, one) for url in urls for one in options]
+
+    def arguments(url: str, chosen: dict[str, Any]) -> dict[str, Any]:
+        return request(user_turn(QUESTION, url), chosen, tokens=6)
+
+    async with async_client(placing.url) as client:
+        alone: list[Answer] = []
+        for one in asked:
+            placing.forget()
+            alone.append(read(await client.chat.completions.create(**arguments(*one))))
+        placing.forget()
+        shuffled = [number % len(asked) for number in range(100)]
+        random.Random(0).shuffle(shuffled)
+        completions = await asyncio.gather(
+            *(client.chat.completions.create(**arguments(*asked[one])) for one in shuffled)
+        )
+    for one, completion in zip(shuffled, completions, strict=True):
+        answer = read(completion)
+        assert answer.token_ids == alone[one].token_ids, asked[one][1]
+        assert answer.logprobs == pytest.approx(alone[one].logprobs, abs=1e-3), asked[one][1]
+    assert len({answer.logprobs for answer in alone}) == len(asked)
+
+
+@pytest.mark.parametrize("method", [name for name in method_names() if name != "vispruner"])
+def test_every_method_places_its_tokens_as_transformers_does(
+    placing: TracedServer,
+    checkpoint: Checkpoint,
+    photographs: Sequence[Image.Image],
+    method: str,
+    beside: TransformersBackend,
+) -> None:
+    # VisPruner's choice turns on the last bit, which the two towers do not share.
+    budget = 48 if method == "cdpruner" else 64
+    options = {"method": method, "budget": budget, "positions": "original"}
+    questions = [Question(image, QUESTION, options, 8) for image in photographs[:2]]
+    served = ServerBackend(placing.url).answer(questions)
+    for ours, theirs in zip(served, beside.answer(questions), strict=True):
+        assert ours.token_ids == theirs.token_ids
+
+
+@pytest.fixture(scope="module")
+def beside(checkpoint: Checkpoint) -> TransformersBackend:
+    return TransformersBackend(checkpoint.llava, checkpoint.clip)
+
+
+def test_chat_goes_on_behind_where_the_whole_image_ends(
+    placing: TracedServer, checkpoint: Checkpoint, photographs: Sequence[Image.Image]
+) -> None:
+    reference = Reference(checkpoint.llava, checkpoint.clip)
+    turns = [user_turn("Is there a dog?", photographs[2])]
+    turns += [{"role": "assistant", "content": "No."}, {"role": "user", "content": QUESTION}]
+    placing.forget()
+    first = ask(placing.url, turns, {"budget": 192}, 12)
+    [traced] = placing.selections()[-1:]
+    again = ask(placing.url, turns, {"budget": 192}, 12)  # out of the prefix cache
+    prompt = f"USER: <image>\nIs there a dog? ASSISTANT: No.</s>USER: {QUESTION} ASSISTANT:"
+    expected = reference.generate(prompt, [photographs[2]], [traced["kept"]], 12, original=True)
+    assert list(first.token_ids) == list(again.token_ids) == expected
+
+
+def test_server_that_was_not_started_for_it_refuses_and_says_how_to(
+    server: TracedServer, photographs: Sequence[Image.Image]
+) -> None:
+    turn = user_turn(QUESTION, photographs[0])
+    with pytest.raises(BadRequestError) as caught:
+        ask(server.url, turn, {"budget": 64, "positions": "original"})
+    assert "which this server was not started for" in str(caught.value)
+    assert '{"litelvlm": {"positions": "original"}}' in str(caught.value)
+    assert ask(server.url, turn, {"budget": 64, "positions": "compact"}, 1).token_ids
+
+
+def test_prompt_that_fits_only_pruned_is_refused_and_the_next_is_served(
+    placing: TracedServer, checkpoint: Checkpoint, photographs: Sequence[Image.Image]
+) -> None:
+    turn = user_turn(QUESTION, photographs[0])
+    long = user_turn("word " * 3600, photographs[0])
+    with pytest.raises(BadRequestError, match=r"take up \d+ positions; allowed: 4096"):
+        ask(placing.url, long, {"budget": 64, "texts": ["a cup"]}, 1)
+    compact = {"budget": 64, "texts": ["a cup"], "positions": "compact"}
+    assert ask(placing.url, long, compact, 1).token_ids
+    assert ask(placing.url, turn, {"budget": 64}, 1).token_ids
+
+
+def test_text_that_is_generated_past_the_last_position_does_not_end_the_server(
+    placing: TracedServer, photographs: Sequence[Image.Image]
+) -> None:
+    turn = user_turn(QUESTION, photographs[0])
+    room = 4096 - ask(placing.url, turn, {"method": "keep-all"}, 1).prompt_tokens
+    words = ask(placing.url, user_turn("a " * 1000, photographs[0]), {"budget": 64}, 1)
+    each = (words.prompt_tokens - ask(placing.url, turn, {"budget": 64}, 1).prompt_tokens) / 1000
+    nearly = user_turn("a " * int((room - 20) / each), photographs[0])
+    options = {"budget": 64, "texts": ["a cup"]}
+    answer = ask(placing.url, nearly, options, 100, ignore_eos=True)
+    assert len(answer.token_ids) == 100
+    assert ask(placing.url, turn, {"budget": 64}, 1).token_ids
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--pipeline-parallel-size=2"], "the first stage of a pipeline alone"),
+        (
+            ['--speculative-config={"method": "draft_model", "model": "MODEL", '
+             '"num_speculative_tokens": 2}'],
+            "do not reach draft models",
+        ),
+    ],
+    ids=["pipeline", "draft-model"],
+)  # fmt: skip
+def test_server_that_could_not_place_them_does_not_start(
+    checkpoint: Checkpoint, tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    given = [argument.replace("MODEL", str(checkpoint.llava)) for argument in arguments]
+    with pytest.raises(ServerError, match=re.escape(told)):
+        serve(
+            checkpoint.llava,
+            clip_model=checkpoint.clip,
+            options={"positions": "original"},
+            arguments=[*ARGUMENTS, *given],
+            log=tmp_path / "server.log",
+        ).__enter__()

@@ -1,0 +1,111 @@
+"""The part of a model class that lets kept tokens keep their own positions."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from vllm.multimodal.inputs import MultiModalFeatureSpec
+from vllm.sequence import IntermediateTensors
+
+from vllm_litelvlm.plugin.plan import WorkOrder
+from vllm_litelvlm.plugin.positions import (
+    ImageSpan,
+    continuation,
+    place_tokens,
+    prompt_positions,
+    split_offsets,
+    with_offsets,
+)
+from vllm_litelvlm.plugin.processor import ORDERS_FIELD
+from vllm_litelvlm.pruning.base import Selection
+
+
+class OriginalPositions:
+    """Mixed into a model class before vLLM's own: its ``SupportsMRoPE`` and more.
+
+    vLLM asks for any of this only where the server's ``positions`` is ``"original"``
+    (:mod:`vllm_litelvlm.plugin.config`); requests then have either kind.
+    """
+
+    supports_mrope: ClassVar = True
+    supports_multimodal_pruning: ClassVar = True
+    supported_video_pruning_methods: ClassVar = ("evs",)
+    #: Of the model's configuration.
+    litelvlm_image_token: int
+    litelvlm_patches: int
+    #: The last position that the rotary embedding has.
+    litelvlm_last_position: int
+
+    def get_mrope_input_positions(
+        self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]
+    ) -> tuple[Tensor, int]:
+        """Positions of a prompt, with what follows an image where it stands unpruned."""
+        images = [self._span(one) for one in mm_features]
+        return prompt_positions(len(input_tokens), sorted(images, key=lambda one: one.start))
+
+    def _span(self, feature: MultiModalFeatureSpec) -> ImageSpan:
+        place, data = feature.mm_position, feature.data
+        assert data is not None, "vLLM keeps what is on the CPU of a model with rows of positions"
+        order = WorkOrder.decode(data[ORDERS_FIELD].data)
+        whole = len(order.pruner.places(self.litelvlm_patches))
+        return ImageSpan(place.offset, place.length, whole if order.original else place.length)
+
+    def recompute_mrope_positions(
+        self,
+        input_ids: list[int] | Tensor,
+        multimodal_embeddings: Sequence[Tensor],
+        mrope_positions: Tensor,
+        num_computed_tokens: int,
+    ) -> tuple[Sequence[Tensor], Tensor, int]:
+        """Take the offsets off the tokens of this step, and place the tokens by them."""
+        if not multimodal_embeddings:
+            return [], mrope_positions, continuation(mrope_positions)
+        tokens, offsets = zip(*map(split_offsets, multimodal_embeddings), strict=True)
+        device = mrope_positions.device
+        is_image = torch.as_tensor(input_ids, device=device) == self.litelvlm_image_token
+        known = torch.cat(offsets).to(device)
+        rows = place_tokens(mrope_positions, is_image, known, num_computed_tokens)
+        return tokens, rows, continuation(rows)
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: object,
+    ) -> Any:
+        """The language model reads the first row.
+
+        Text that is generated behind the last position of the rotary embedding stays there. That
+        is written in place, since a captured graph reads these very bytes.
+        """
+        if positions.dim() == 2:
+            positions = positions[0].clamp_(max=self.litelvlm_last_position)
+        stock: Any = super()
+        return stock.forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)
+
+
+def placed(
+    embeddings: Sequence[Tensor] | Tensor,
+    orders: Sequence[WorkOrder],
+    selections: Sequence[Selection] | None,
+    patches: int,
+) -> list[Tensor]:
+    """Every image's tokens with what tells their positions.
+
+    Args:
+        embeddings: one [kept, width] an image.
+        orders: one an image.
+        selections: one an image; None where every image is whole.
+        patches: of an image.
+    """
+    found = []
+    for number, (tokens, order) in enumerate(zip(embeddings, orders, strict=True)):
+        if order.original and selections is not None:
+            offsets = selections[number].indices - order.pruner.places(patches).start
+        else:
+            offsets = torch.arange(len(tokens), device=tokens.device)
+        found.append(with_offsets(tokens, offsets))
+    return found

@@ -18,6 +18,8 @@ NO_CACHES = {"feature_cache_gb": 0, "pixel_cache_gb": 0, "text_cache": 0}
 #: As many tokens as any other method keeps, and nothing scored: no method can be faster.
 IDEAL = "random"
 KEEP_ALL = "keep-all"
+#: Where kept tokens stand in the language model.
+COMPACT, ORIGINAL = "compact", "original"
 #: Methods that keep as many tokens as they are told.
 METHODS = tuple(name for name in method_names() if name != KEEP_ALL)
 
@@ -60,14 +62,22 @@ class Condition:
 
 
 def conditions_of(
-    workload: str, methods: Sequence[str], budgets: Sequence[int]
+    workload: str,
+    methods: Sequence[str],
+    budgets: Sequence[int],
+    positions: Sequence[str] = (COMPACT,),
 ) -> tuple[Condition, ...]:
-    """Stock first, then every method at every budget, in all ways that matter to the workload."""
+    """Stock first, then every method at every budget, in all ways that matter to the workload.
+
+    Where not all ``positions`` are compact, each way is there with each of them.
+    """
     ways = {"expressions": _expressions, "chat": _chat}.get(workload, _plain)
     found = [Condition(STOCK_NAME, STOCK)]
     for method in methods:
         for budget in budgets:
-            found += ways(method, {"method": method, "budget": budget})
+            for place in positions:
+                named = {} if set(positions) == {COMPACT} else {"positions": place}
+                found += ways(method, {"method": method, "budget": budget, **named})
     return tuple(found)
 
 
@@ -127,5 +137,6 @@ def _ideal(options: Mapping[str, Any], changing: str, shared: str) -> list[Condi
 
 def _name(options: Mapping[str, Any], way: str | None = None) -> str:
     ideal = " (ideal: no scoring)" if options["method"] == IDEAL else ""
-    named = [str(options["method"]), f"budget {options['budget']}", way]
+    places = f"{options['positions']} positions" if "positions" in options else None
+    named = [str(options["method"]), f"budget {options['budget']}", places, way]
     return ", ".join(filter(None, named)) + ideal

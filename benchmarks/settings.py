@@ -9,8 +9,10 @@ import torch
 
 from benchmarks.checkpoints import Source
 from benchmarks.conditions import (
+    COMPACT,
     KEEP_ALL,
     NO_CACHES,
+    ORIGINAL,
     PLUGIN,
     STOCK,
     UNCACHED,
@@ -81,6 +83,7 @@ class Settings:
     rates: tuple[float, ...]
     seed: int
     output: Path
+    positions: tuple[str, ...] = (COMPACT,)
     one_server: bool = False
     most_other_load: float | None = None
     extra_arguments: tuple[str, ...] = ()
@@ -105,7 +108,7 @@ class Settings:
         ]
 
     def conditions(self, workload: str) -> tuple[Condition, ...]:
-        stock, *others = conditions_of(workload, self.methods, self.budgets)
+        stock, *others = conditions_of(workload, self.methods, self.budgets, self.positions)
         if self.one_server:
             whole = {"method": KEEP_ALL, "budget": self.visual_tokens}
             stock = replace(stock, server=PLUGIN, options=whole)
@@ -122,6 +125,8 @@ class Settings:
         options: dict[str, Any] = dict(NO_CACHES) if server == UNCACHED else {}
         if self.one_server:
             options["method"] = KEEP_ALL  # what requests without options are counted by
+        if ORIGINAL in self.positions:
+            options["positions"] = ORIGINAL
         most = max(self.expressions) if "expressions" in self.workloads else 0
         return options | ({"max_texts": most} if most > _MOST_TEXTS else {})
 

@@ -23,7 +23,7 @@ from rich.console import Console
 from benchmarks import checkpoints
 from benchmarks.arguments import count
 from benchmarks.client import MeasurementError
-from benchmarks.conditions import METHODS
+from benchmarks.conditions import COMPACT, METHODS, ORIGINAL
 from benchmarks.machine import Machine, package_versions
 from benchmarks.record import Record
 from benchmarks.report import summarise, tables, write
@@ -96,6 +96,14 @@ def arguments_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["litelvlm"],
         help="pruning methods (default: litelvlm); random, which scores nothing, is the ideal",
+    )
+    add(
+        "--positions",
+        choices=(COMPACT, ORIGINAL),
+        nargs="+",
+        default=[COMPACT],
+        help="of kept tokens in the language model; with original ones the server is started for "
+        "them (default: compact)",
     )
     _add_loads(parser)
     add("--seed", metavar="S", type=int, default=0, help="of images, texts and arrivals (0)")
@@ -178,6 +186,7 @@ def _settings(options: argparse.Namespace, console: Console) -> Settings:
         rates=tuple(sorted(set(options.rates))),
         seed=options.seed,
         output=options.output,
+        positions=tuple(dict.fromkeys(options.positions)),
         one_server=options.one_server,
         most_other_load=options.most_other_load,
         extra_arguments=tuple(options.extra_arguments),

@@ -297,6 +297,18 @@ def test_conditions_begin_with_stock_which_gets_no_options() -> None:
         assert STOCK not in {condition.server for condition in others}
 
 
+def test_positions_are_compared_on_a_server_that_was_started_for_original_ones() -> None:
+    compact, original = conditions_of("new", ("litelvlm",), (64,), ("compact", "original"))[1:]
+    assert compact.name == "litelvlm, budget 64, compact positions"
+    assert original.name == "litelvlm, budget 64, original positions"
+    assert (compact.options or {})["positions"] == "compact"
+    assert (original.options or {})["positions"] == "original"
+    placing = settings(positions=("compact", "original"))
+    assert placing.server_options(PLUGIN)["positions"] == "original"
+    assert "positions" not in settings().server_options(PLUGIN)
+    assert "positions" not in (conditions_of("new", ("litelvlm",), (64,))[1].options or {})
+
+
 def test_conditions_name_what_differs() -> None:
     plain = [STOCK_NAME, "litelvlm, budget 64"]
     assert names("new", "litelvlm") == names("images", "litelvlm") == plain

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 _INTERPRETER = Path(__file__).with_name("interpreter")
 
 
@@ -34,3 +36,7 @@ V2 = Runner(
         "VLLM_USE_V2_MODEL_RUNNER": "1",
     },
 )
+
+#: For tests of what does not depend on the model runner, or that others hold for V2 already: it is
+#: slow in the interpreter.
+on_v1_alone = pytest.mark.parametrize("runner", [V1], ids=str, indirect=True, scope="session")

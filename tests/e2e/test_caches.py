@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.e2e.client import Answer, ask, user_turn
 from tests.e2e.conftest import ARGUMENTS
-from tests.e2e.runners import Runner
+from tests.e2e.runners import Runner, on_v1_alone
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.demo.server import ServerError, serve
 
@@ -121,6 +121,7 @@ def conversation() -> list[tuple[int, str, dict[str, Any]]]:
     return asked
 
 
+@on_v1_alone
 def test_small_caches_are_hit_as_predicted_and_change_no_answer(
     start: Callable[..., Any],
     pictures: list[Image.Image],
@@ -214,6 +215,7 @@ def test_auto_shares_one_set_of_all_texts_once_pruning_anew_would_cost_more_than
     assert Counts(server.url).value("vllm:prefix_cache_hits_total") == before + 128  # one block
 
 
+@on_v1_alone
 def test_auto_is_the_default_and_in_a_chat_all_turns_after_the_second_find_the_image(
     start: Callable[..., Any], photographs: Sequence[Image.Image]
 ) -> None:
@@ -275,6 +277,7 @@ def test_memory_profile_sees_as_many_images_as_a_step_holds_and_every_method(
     assert found["cache_bytes"] == 2**29 // IMAGE_BYTES * IMAGE_BYTES
 
 
+@on_v1_alone
 def test_cache_of_a_size_that_is_no_number_stops_the_server(
     start: Callable[..., Any],
 ) -> None:

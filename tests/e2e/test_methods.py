@@ -18,6 +18,7 @@ from PIL import Image
 from tests.e2e.client import Answer, ask, async_client, data_url, read, request, user_turn
 from tests.e2e.conftest import ARGUMENTS, TracedServer
 from tests.e2e.reference import Reference
+from tests.e2e.runners import on_v1_alone
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.demo.server import serve
 from vllm_litelvlm.evaluation.backend import Question
@@ -40,6 +41,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 
 
+@on_v1_alone
 async def test_methods_mixed_in_one_server_answer_as_each_does_alone(
     server: TracedServer, photographs: Sequence[Image.Image]
 ) -> None:

@@ -10,11 +10,18 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.e2e.reference import Reference
+from tests.e2e.runners import V1, V2, on_v1_alone
 from tests.e2e.workplace import PROMPT, QUESTION, Workplace, job
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 
 
-@pytest.mark.parametrize("positions", ["compact", "original"])
+@pytest.mark.parametrize(
+    ("runner", "positions"),
+    [(V1, "compact"), (V1, "original"), (V2, "original")],
+    ids=str,
+    indirect=["runner"],
+    scope="session",
+)
 def test_chunked_prefill_prefix_caching_and_lora_work_with_pruning(
     workplace: Workplace,
     checkpoint: Checkpoint,
@@ -55,6 +62,7 @@ def test_chunked_prefill_prefix_caching_and_lora_work_with_pruning(
     assert answers[4][0]["token_ids"] == answers[0][0]["token_ids"]
 
 
+@on_v1_alone
 def test_bad_option_raises_from_the_offline_class_and_it_goes_on(workplace: Workplace) -> None:
     refused, text_only, served = workplace.run(
         [
@@ -69,6 +77,7 @@ def test_bad_option_raises_from_the_offline_class_and_it_goes_on(workplace: Work
     assert served[0]["token_ids"]
 
 
+@on_v1_alone
 def test_async_engine_serves_a_checkpoint_saved_by_transformers_5(
     workplace: Workplace, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

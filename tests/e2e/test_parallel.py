@@ -12,7 +12,7 @@ from PIL import Image
 from tests.e2e.client import Answer, ask, async_client, read, request, user_turn
 from tests.e2e.conftest import ARGUMENTS
 from tests.e2e.reference import Reference
-from tests.e2e.runners import Runner
+from tests.e2e.runners import Runner, on_v1_alone
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.demo.server import serve
 from vllm_litelvlm.evaluation.backend import Question
@@ -59,6 +59,7 @@ def test_tensor_parallel_workers_behind_two_api_servers_answer_as_transformers(
     assert 'litelvlm_images_total{method="litelvlm"} 4.0' in metrics
 
 
+@on_v1_alone
 def test_data_parallel_engines_have_caches_of_their_own_and_answer_as_one(
     runner: Runner,
     server: Any,

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.e2e.client import Answer, ask, async_client, data_url, read, request, user_turn
 from tests.e2e.conftest import ARGUMENTS, TracedServer
 from tests.e2e.reference import Reference
-from tests.e2e.runners import Runner
+from tests.e2e.runners import V1, V2, Runner
 from tests.e2e.stock import Stock, answers
 from tests.e2e.workplace import PROMPT, QUESTION, Workplace
 from vllm_litelvlm.demo.checkpoint import Checkpoint
@@ -29,7 +29,9 @@ BUDGETS = [29, 64, 192, 400]
 TWO_IMAGES = PROMPT.replace("<image>", "<image> and <image>")
 
 
-@pytest.mark.parametrize("chunk", [100, 200])
+@pytest.mark.parametrize(
+    ("runner", "chunk"), [(V1, 100), (V2, 200)], ids=str, indirect=["runner"], scope="session"
+)
 def test_engine_is_as_sure_of_every_token_as_transformers_with_explicit_positions(
     workplace: Workplace, checkpoint: Checkpoint, photographs: Sequence[Image.Image], chunk: int
 ) -> None:
@@ -47,7 +49,10 @@ def test_engine_is_as_sure_of_every_token_as_transformers_with_explicit_position
     ]
     [served] = workplace.run(
         [batch],
-        engine={"max_num_batched_tokens": chunk, "enable_chunked_prefill": True},
+        engine={
+            "max_num_batched_tokens": chunk,
+            "enable_chunked_prefill": True,
+        },
         options={"positions": "original", "repeat": "prune"},
     )
     reference = Reference(checkpoint.llava, checkpoint.clip)
@@ -173,7 +178,7 @@ def test_chat_goes_on_behind_where_the_whole_image_ends(
     first = ask(placing.url, turns, {"budget": 192}, 12)
     [traced] = placing.selections()[-1:]
     again = ask(placing.url, turns, {"budget": 192}, 12)  # out of the prefix cache
-    prompt = f"USER: <image>\nIs there a dog? ASSISTANT: No.</s>USER: {QUESTION} ASSISTANT:"
+    prompt = f"USER: <image>\nIs there a dog? ASSISTANT: No. USER: {QUESTION} ASSISTANT:"
     expected = reference.generate(prompt, [photographs[2]], [traced["kept"]], 12, original=True)
     assert list(first.token_ids) == list(again.token_ids) == expected
 
@@ -189,11 +194,23 @@ def test_server_that_was_not_started_for_it_refuses_and_says_how_to(
     assert ask(server.url, turn, {"budget": 64, "positions": "compact"}, 1).token_ids
 
 
+def of_tokens(placing: TracedServer, tokens: int, image: Image.Image) -> dict[str, Any]:
+    """A turn whose prompt has nearly that many tokens, with 64 of the image."""
+
+    def length(words: int) -> int:
+        options = {"budget": 64, "texts": ["a cup"], "positions": "compact"}
+        return ask(placing.url, user_turn("a " * words, image), options, 1).prompt_tokens
+
+    few, more = length(100), length(200)
+    turn = user_turn("a " * (100 + 100 * (tokens - few) // (more - few)), image)
+    return turn
+
+
 def test_prompt_that_fits_only_pruned_is_refused_and_the_next_is_served(
     placing: TracedServer, checkpoint: Checkpoint, photographs: Sequence[Image.Image]
 ) -> None:
     turn = user_turn(QUESTION, photographs[0])
-    long = user_turn("word " * 3600, photographs[0])
+    long = of_tokens(placing, 4096 - 100, photographs[0])
     with pytest.raises(BadRequestError, match=r"take up \d+ positions; allowed: 4096"):
         ask(placing.url, long, {"budget": 64, "texts": ["a cup"]}, 1)
     compact = {"budget": 64, "texts": ["a cup"], "positions": "compact"}
@@ -205,10 +222,7 @@ def test_text_that_is_generated_past_the_last_position_does_not_end_the_server(
     placing: TracedServer, photographs: Sequence[Image.Image]
 ) -> None:
     turn = user_turn(QUESTION, photographs[0])
-    room = 4096 - ask(placing.url, turn, {"method": "keep-all"}, 1).prompt_tokens
-    words = ask(placing.url, user_turn("a " * 1000, photographs[0]), {"budget": 64}, 1)
-    each = (words.prompt_tokens - ask(placing.url, turn, {"budget": 64}, 1).prompt_tokens) / 1000
-    nearly = user_turn("a " * int((room - 20) / each), photographs[0])
+    nearly = of_tokens(placing, 4096 - 20 - (576 - 64), photographs[0])
     options = {"budget": 64, "texts": ["a cup"]}
     answer = ask(placing.url, nearly, options, 100, ignore_eos=True)
     assert len(answer.token_ids) == 100

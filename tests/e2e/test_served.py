@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.e2e.client import Answer, ask, async_client, data_url, read, request, user_turn
 from tests.e2e.reference import Reference
+from tests.e2e.runners import on_v1_alone
 
 TEXTS = [
     "What is on the left?",
@@ -64,6 +65,7 @@ def _combinations(photographs: Sequence[Image.Image]) -> list[Any]:
     ]
 
 
+@on_v1_alone
 def test_kept_indices_equal_those_of_plain_transformers(
     server: Any, photographs: Sequence[Image.Image], reference: Reference
 ) -> None:
@@ -145,6 +147,7 @@ def test_conversation_grows_over_turns_with_other_texts_budgets_and_images(
         conversation.append({"role": "assistant", "content": f"Answer {turn}."})
 
 
+@on_v1_alone
 async def test_concurrent_requests_answer_as_when_sent_alone(
     server: Any, photographs: Sequence[Image.Image]
 ) -> None:

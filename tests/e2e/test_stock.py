@@ -5,6 +5,7 @@ from typing import Any
 
 from PIL import Image
 
+from tests.e2e.runners import on_v1_alone
 from tests.e2e.stock import Stock, answers
 
 
@@ -22,6 +23,7 @@ def test_pruning_is_not_keep_all(server: Any, photographs: Sequence[Image.Image]
     assert all(ours.logprobs != theirs.logprobs for ours, theirs in zip(pruned, whole, strict=True))
 
 
+@on_v1_alone
 def test_installed_but_not_named_is_bit_identical_to_stock(
     without_plugin: Callable[[dict[str, str]], Any],
     photographs: Sequence[Image.Image],
@@ -31,6 +33,7 @@ def test_installed_but_not_named_is_bit_identical_to_stock(
         assert stock.gives(answers(running.url, photographs))
 
 
+@on_v1_alone
 def test_named_but_switched_off_is_bit_identical_to_stock(
     without_plugin: Callable[[dict[str, str]], Any],
     photographs: Sequence[Image.Image],

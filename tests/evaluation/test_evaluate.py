@@ -150,6 +150,17 @@ def test_every_method_at_every_budget_and_none_at_all_tokens() -> None:
     assert names == ["keep-all", "random@192", "random@64", "litelvlm@192", "litelvlm@64"]
 
 
+def test_positions_are_conditions_of_their_own_but_for_methods_that_have_no_choice() -> None:
+    backend = ("--backend=transformers", "--methods", "litelvlm", "fastv")
+    both = labels(*backend, "--positions", "compact", "original")
+    expected = ["keep-all", "random", "random original", "litelvlm", "litelvlm original", "fastv"]
+    assert both == expected
+    assert labels(*backend, "--positions", "original") == [
+        *("keep-all", "random original", "litelvlm original", "fastv")
+    ]
+    assert labels(*backend) == ["keep-all", "random", "litelvlm", "fastv"]
+
+
 def test_budget_above_all_tokens_is_refused() -> None:
     with pytest.raises(OptionsError, match="--budgets has 577; allowed: at most 576"):
         grid(methods_of(None, [], decoder=False), [64, 577], ALL_TOKENS)
@@ -517,6 +528,7 @@ def test_served_model_is_evaluated_and_resuming_asks_nothing(
     arguments = [f"--model={checkpoint.llava}", f"--clip-model={checkpoint.clip}"]
     arguments += ["--questions=8", "--budgets", "64", "29", "--dtype=float32", "--concurrent=4"]
     arguments += ["--guide-by=expressions", f"--output={tmp_path}"]
+    arguments += ["--positions", "compact", "original"]
     served = ["--", "--enforce-eager", "--max-model-len=2048", "--max-num-seqs=8"]
     assert main([*arguments, *served], serve) == 0
     printed = capsys.readouterr().out
@@ -526,7 +538,8 @@ def test_served_model_is_evaluated_and_resuming_asks_nothing(
     for line in lines:
         by_condition.setdefault(line["condition"], []).append(line)
     methods = ("random", "litelvlm", "litelvlm-reference", "litelvlm-value")
-    expected = {f"{method}@{budget}" for method in methods for budget in (64, 29)}
+    labelled = [f"{method}{place}" for method in methods for place in ("", " original")]
+    expected = {f"{label}@{budget}" for label in labelled for budget in (64, 29)}
     assert set(by_condition) == {"keep-all", "guess", *expected}
     for name, some in by_condition.items():
         assert len({line["sample"] for line in some}) == len(some) == 8

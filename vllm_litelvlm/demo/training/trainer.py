@@ -82,7 +82,8 @@ class Trainer:
                 "report": self.options.report_every,
                 "validate": self.options.validate_every,
                 "save": self.options.save_every,
-            }
+            },
+            time.process_time if self.models.device.type == "cpu" else time.monotonic,
         )
         report = Report()
         with feed(maker, position.step, self.options.workers) as batches:

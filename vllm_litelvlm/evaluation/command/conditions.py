@@ -52,6 +52,7 @@ class Method:
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
     draws: bool = False  #: whether it has a seed, which is then each sample's own
+    positions: str | None = None  #: of the kept tokens; None where there is no choice
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Condition:
         }
         if self.budget is not None:
             options["budget"] = self.budget
+        if self.method.positions is not None:
+            options["positions"] = self.method.positions
         if by_expressions and sample.texts:
             options["texts"] = list(sample.texts)
         if self.method.draws:
@@ -150,7 +153,7 @@ def _method(label: str, decoder: bool) -> Method:
 def _at(method: Method, positions: str) -> Method:
     """The method with its tokens at compact or original positions; labels tell the latter."""
     label = method.label if positions == "compact" else f"{method.label} {positions}"
-    return replace(method, label=label, options={**method.options, "positions": positions})
+    return replace(method, label=label, positions=positions)
 
 
 def _option(text: str) -> tuple[str, Any]:

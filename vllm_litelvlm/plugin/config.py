@@ -129,12 +129,12 @@ def _install_positions(vllm_config: VllmConfig) -> None:
     if speculative is not None and (speculative.use_eagle() or speculative.uses_draft_model()):
         raise CompatibilityError(
             "litelvlm's positions 'original' do not reach draft models; leave "
-            "--speculative-config or the option out (n-gram speculation works)."
+            "--speculative-config or the option out."
         )
     if vllm_config.parallel_config.pipeline_parallel_size > 1:
         raise CompatibilityError(
             "litelvlm's positions 'original' reach the first stage of a pipeline alone; leave "
-            "--pipeline-parallel-size or the option out (tensor parallelism works)."
+            "--pipeline-parallel-size or the option out."
         )
     model_config = vllm_config.model_config
     model_config.hf_config.mrope_section = _SECTIONS

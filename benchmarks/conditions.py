@@ -71,13 +71,14 @@ def conditions_of(
 
     Where not all ``positions`` are compact, each way is there with each of them.
     """
+    only_compact = set(positions) == {COMPACT}  # what requests get that say nothing
+    places = [{}] if only_compact else [{"positions": place} for place in positions]
     ways = {"expressions": _expressions, "chat": _chat}.get(workload, _plain)
     found = [Condition(STOCK_NAME, STOCK)]
     for method in methods:
         for budget in budgets:
-            for place in positions:
-                named = {} if set(positions) == {COMPACT} else {"positions": place}
-                found += ways(method, {"method": method, "budget": budget, **named})
+            for place in places:
+                found += ways(method, {"method": method, "budget": budget, **place})
     return tuple(found)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import httpx
 import pytest
 from PIL import Image
 
+from tests.e2e.reference import Reference
 from tests.e2e.runners import V1, V2, Runner
 from tests.e2e.stock import Stock
 from tests.e2e.workplace import Workplace
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.demo.server import serve
+from vllm_litelvlm.evaluation.transformers_backend import TransformersBackend
 
 ARGUMENTS = [
     "--served-model-name=model",
@@ -53,16 +56,19 @@ def runner(request: pytest.FixtureRequest) -> Runner:
     return found
 
 
-@pytest.fixture(scope="session")
-def server(
-    runner: Runner, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Any]:
-    folder = tmp_path_factory.mktemp("server")
+@contextmanager
+def traced_server(
+    runner: Runner, checkpoint: Checkpoint, folder: Path, **options: object
+) -> Iterator[TracedServer]:
+    """A server with the plugin.
+
+    It prunes anew for every text, so that tests do not depend on what others asked before.
+    """
     trace = folder / "trace.jsonl"
     with serve(
         checkpoint.llava,
         clip_model=checkpoint.clip,
-        options={"repeat": "prune"},  # so that tests do not depend on what others asked before
+        options={"repeat": "prune", **options},
         arguments=ARGUMENTS,
         environment={
             **runner.environment,
@@ -72,6 +78,24 @@ def server(
         log=folder / "server.log",
     ) as running:
         yield TracedServer(running.url, trace)
+
+
+@pytest.fixture(scope="session")
+def server(
+    runner: Runner, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TracedServer]:
+    with traced_server(runner, checkpoint, tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoint: Checkpoint) -> Reference:
+    return Reference(checkpoint.llava, checkpoint.clip)
+
+
+@pytest.fixture(scope="session")
+def beside(checkpoint: Checkpoint) -> TransformersBackend:
+    return TransformersBackend(checkpoint.llava, checkpoint.clip)
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,9 @@ class Runner:
         return self.name
 
 
-def _python_path() -> str:
-    return os.pathsep.join(filter(None, [str(_INTERPRETER), os.environ.get("PYTHONPATH")]))
+def python_path(folder: Path) -> str:
+    """A ``PYTHONPATH`` with a folder before those that are there."""
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
 
 
 #: The default where Triton does not work, as on a CPU.
@@ -31,7 +32,7 @@ V1 = Runner("V1")
 V2 = Runner(
     "V2",
     {
-        "PYTHONPATH": _python_path(),
+        "PYTHONPATH": python_path(_INTERPRETER),
         "TRITON_INTERPRET": "1",
         "VLLM_USE_V2_MODEL_RUNNER": "1",
     },

@@ -18,7 +18,7 @@ from PIL import Image
 from tests.e2e.client import Answer, ask, async_client, data_url, read, request, user_turn
 from tests.e2e.conftest import ARGUMENTS, TracedServer
 from tests.e2e.reference import Reference
-from tests.e2e.runners import on_v1_alone
+from tests.e2e.runners import on_v1_alone, python_path
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.demo.server import serve
 from vllm_litelvlm.evaluation.backend import Question
@@ -116,11 +116,6 @@ def test_vispruner_answers_as_transformers_does_given_what_it_kept(
         assert list(served.token_ids) == reference.generate(prompt, [image], [kept], 8)
 
 
-@pytest.fixture(scope="module")
-def beside(checkpoint: Checkpoint) -> TransformersBackend:
-    return TransformersBackend(checkpoint.llava, checkpoint.clip)
-
-
 @pytest.mark.parametrize("method", method_names())
 def test_budget_of_all_tokens_is_the_whole_image_whatever_the_method(
     server: TracedServer, photographs: Sequence[Image.Image], method: str
@@ -177,7 +172,7 @@ def test_method_of_another_package_is_installed_listed_and_served(
         if file.is_file():
             (source / file.name).write_bytes(file.read_bytes())
     subprocess.run([*pip, "--no-build-isolation", f"--target={site}", str(source)], check=True)
-    path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
+    path = python_path(site)
     listed = subprocess.run(
         [sys.executable, "-m", "vllm_litelvlm.cli", "methods"],
         env={**os.environ, "PYTHONPATH": path},

@@ -12,7 +12,7 @@ from openai import BadRequestError
 from PIL import Image
 
 from tests.e2e.client import Answer, ask, async_client, data_url, read, request, user_turn
-from tests.e2e.conftest import ARGUMENTS, TracedServer
+from tests.e2e.conftest import ARGUMENTS, TracedServer, traced_server
 from tests.e2e.reference import Reference
 from tests.e2e.runners import V1, V2, Runner
 from tests.e2e.stock import Stock, answers
@@ -26,6 +26,7 @@ from vllm_litelvlm.pruning.registry import method_names
 
 MODES = ["compact", "original"]
 BUDGETS = [29, 64, 192, 400]
+GUIDED = {"budget": 64, "texts": ["a cup"]}
 TWO_IMAGES = PROMPT.replace("<image>", "<image> and <image>")
 
 
@@ -33,7 +34,7 @@ TWO_IMAGES = PROMPT.replace("<image>", "<image> and <image>")
     ("runner", "chunk"), [(V1, 100), (V2, 200)], ids=str, indirect=["runner"], scope="session"
 )
 def test_engine_is_as_sure_of_every_token_as_transformers_with_explicit_positions(
-    workplace: Workplace, checkpoint: Checkpoint, photographs: Sequence[Image.Image], chunk: int
+    workplace: Workplace, reference: Reference, photographs: Sequence[Image.Image], chunk: int
 ) -> None:
     singles = [([image], budget) for image in range(3) for budget in BUDGETS]
     pairs = [([0, 1], 64), ([2, 0], 150)]
@@ -49,20 +50,14 @@ def test_engine_is_as_sure_of_every_token_as_transformers_with_explicit_position
     ]
     [served] = workplace.run(
         [batch],
-        engine={
-            "max_num_batched_tokens": chunk,
-            "enable_chunked_prefill": True,
-        },
+        engine={"max_num_batched_tokens": chunk, "enable_chunked_prefill": True},
         options={"positions": "original", "repeat": "prune"},
     )
-    reference = Reference(checkpoint.llava, checkpoint.clip)
     for (images, budget, mode), sent, answer in zip(asked, batch, served, strict=True):
         pictures = [photographs[image] for image in images]
-        kept = [reference.choose(picture, [QUESTION], budget).kept for picture in pictures]
-        if len(images) == 2:  # the text between them is the user's too
-            kept = [
-                reference.choose(picture, [f"and {QUESTION}"], budget).kept for picture in pictures
-            ]
+        # What stands between two images is the user's text too.
+        text = QUESTION if len(images) == 1 else f"and {QUESTION}"
+        kept = [reference.choose(picture, [text], budget).kept for picture in pictures]
         best, likely = reference.follow(
             sent["prompt"], pictures, kept, answer["token_ids"], mode == "original"
         )
@@ -77,20 +72,8 @@ def placing(
 ) -> Iterator[TracedServer]:
     """A server that was started for original positions."""
     folder = tmp_path_factory.mktemp("placing")
-    trace = folder / "trace.jsonl"
-    with serve(
-        checkpoint.llava,
-        clip_model=checkpoint.clip,
-        options={"repeat": "prune", "positions": "original"},
-        arguments=ARGUMENTS,
-        environment={
-            **runner.environment,
-            "VLLM_LITELVLM_TRACE": str(trace),
-            "VLLM_SERVER_DEV_MODE": "1",
-        },
-        log=folder / "server.log",
-    ) as running:
-        yield TracedServer(running.url, trace)
+    with traced_server(runner, checkpoint, folder, positions="original") as running:
+        yield running
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -149,7 +132,6 @@ async def test_concurrent_requests_of_both_modes_answer_as_each_does_alone(
 @pytest.mark.parametrize("method", [name for name in method_names() if name != "vispruner"])
 def test_every_method_places_its_tokens_as_transformers_does(
     placing: TracedServer,
-    checkpoint: Checkpoint,
     photographs: Sequence[Image.Image],
     method: str,
     beside: TransformersBackend,
@@ -163,20 +145,14 @@ def test_every_method_places_its_tokens_as_transformers_does(
         assert ours.token_ids == theirs.token_ids
 
 
-@pytest.fixture(scope="module")
-def beside(checkpoint: Checkpoint) -> TransformersBackend:
-    return TransformersBackend(checkpoint.llava, checkpoint.clip)
-
-
 def test_chat_goes_on_behind_where_the_whole_image_ends(
-    placing: TracedServer, checkpoint: Checkpoint, photographs: Sequence[Image.Image]
+    placing: TracedServer, reference: Reference, photographs: Sequence[Image.Image]
 ) -> None:
-    reference = Reference(checkpoint.llava, checkpoint.clip)
     turns = [user_turn("Is there a dog?", photographs[2])]
     turns += [{"role": "assistant", "content": "No."}, {"role": "user", "content": QUESTION}]
     placing.forget()
     first = ask(placing.url, turns, {"budget": 192}, 12)
-    [traced] = placing.selections()[-1:]
+    traced = placing.selections()[-1]
     again = ask(placing.url, turns, {"budget": 192}, 12)  # out of the prefix cache
     prompt = f"USER: <image>\nIs there a dog? ASSISTANT: No. USER: {QUESTION} ASSISTANT:"
     expected = reference.generate(prompt, [photographs[2]], [traced["kept"]], 12, original=True)
@@ -198,23 +174,21 @@ def of_tokens(placing: TracedServer, tokens: int, image: Image.Image) -> dict[st
     """A turn whose prompt has nearly that many tokens, with 64 of the image."""
 
     def length(words: int) -> int:
-        options = {"budget": 64, "texts": ["a cup"], "positions": "compact"}
-        return ask(placing.url, user_turn("a " * words, image), options, 1).prompt_tokens
+        turn = user_turn("a " * words, image)
+        return ask(placing.url, turn, {**GUIDED, "positions": "compact"}, 1).prompt_tokens
 
     few, more = length(100), length(200)
-    turn = user_turn("a " * (100 + 100 * (tokens - few) // (more - few)), image)
-    return turn
+    return user_turn("a " * (100 + 100 * (tokens - few) // (more - few)), image)
 
 
 def test_prompt_that_fits_only_pruned_is_refused_and_the_next_is_served(
-    placing: TracedServer, checkpoint: Checkpoint, photographs: Sequence[Image.Image]
+    placing: TracedServer, photographs: Sequence[Image.Image]
 ) -> None:
     turn = user_turn(QUESTION, photographs[0])
     long = of_tokens(placing, 4096 - 100, photographs[0])
     with pytest.raises(BadRequestError, match=r"take up \d+ positions; allowed: 4096"):
-        ask(placing.url, long, {"budget": 64, "texts": ["a cup"]}, 1)
-    compact = {"budget": 64, "texts": ["a cup"], "positions": "compact"}
-    assert ask(placing.url, long, compact, 1).token_ids
+        ask(placing.url, long, GUIDED, 1)
+    assert ask(placing.url, long, {**GUIDED, "positions": "compact"}, 1).token_ids
     assert ask(placing.url, turn, {"budget": 64}, 1).token_ids
 
 
@@ -223,8 +197,7 @@ def test_text_that_is_generated_past_the_last_position_does_not_end_the_server(
 ) -> None:
     turn = user_turn(QUESTION, photographs[0])
     nearly = of_tokens(placing, 4096 - 20 - (576 - 64), photographs[0])
-    options = {"budget": 64, "texts": ["a cup"]}
-    answer = ask(placing.url, nearly, options, 100, ignore_eos=True)
+    answer = ask(placing.url, nearly, GUIDED, 100, ignore_eos=True)
     assert len(answer.token_ids) == 100
     assert ask(placing.url, turn, {"budget": 64}, 1).token_ids
 

@@ -23,11 +23,6 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def reference(checkpoint: Any) -> Reference:
-    return Reference(checkpoint.llava, checkpoint.clip)
-
-
 @pytest.mark.parametrize("budget", [1, 64, 128, 192, 575, 576])
 def test_prompt_tokens_fall_by_exactly_the_pruned_tokens(
     server: Any, photographs: Sequence[Image.Image], budget: int

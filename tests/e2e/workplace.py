@@ -49,6 +49,5 @@ class Workplace:
 
 
 def job(image: str, budget: int, prompt: str = PROMPT, **more: Any) -> dict[str, Any]:
-    """A request about one image; ``options`` beside the budget, and others of ``offline.py``."""
-    options = {"budget": budget, **more.pop("options", {})}
-    return {"prompt": prompt, "images": [image], "options": options, **more}
+    """A request about one image, as ``offline.py`` reads it."""
+    return {"prompt": prompt, "images": [image], "options": {"budget": budget}, **more}

@@ -20,6 +20,7 @@ from vllm_litelvlm.plugin.plan import Plan
 from vllm_litelvlm.plugin.positions import ROWS
 from vllm_litelvlm.pruning.registry import build_pruner, pruner_class
 from vllm_litelvlm.vision.checkpoint import check_tower, default_clip_model, read_clip_config
+from vllm_litelvlm.vision.clip import patch_count
 
 #: Attribute of the model's Hugging Face configuration. Plain JSON: vLLM hashes and pickles it.
 _ATTRIBUTE = "litelvlm"
@@ -57,7 +58,7 @@ class LiteLVLMConfigHook(VerifyAndUpdateConfig):
         given = additional.get(OPTIONS_KEY) if isinstance(additional, dict) else None
         server = parse_server_options(given)
         tower = config.vision_config
-        _check_defaults(server, patches=(tower.image_size // tower.patch_size) ** 2)
+        _check_defaults(server, patch_count(tower))
         clip_model = server.clip_model or default_clip_model(tower)
         clip_config = read_clip_config(clip_model, tower)
         if Path(clip_model).is_dir():

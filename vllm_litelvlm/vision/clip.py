@@ -31,6 +31,11 @@ LAST_LAYER = frozenset(
 )
 
 
+def patch_count(tower: CLIPVisionConfig) -> int:
+    """How many patches an image has, and with them LLaVA's visual tokens."""
+    return int((tower.image_size // tower.patch_size) ** 2)
+
+
 class ClipScorer(nn.Module):
     """Turns a tower's hidden states and a request's texts into signals.
 

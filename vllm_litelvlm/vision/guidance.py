@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPConfig, CLIPVisionConfig
 
 from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Signal, Signals
-from vllm_litelvlm.vision.clip import ClipScorer
+from vllm_litelvlm.vision.clip import ClipScorer, patch_count
 from vllm_litelvlm.vision.images import FROM_FEATURE_INPUT, Images, needs_features
 from vllm_litelvlm.vision.slots import Row, Rows, SlotCache, recall
 from vllm_litelvlm.vision.text import ClipTextTower
@@ -39,7 +39,7 @@ class Guidance(nn.Module):
         self.text_tower = ClipTextTower(clip.text_config, dtype)
         self.feature_cache: SlotCache | None = None
         self.text_cache: SlotCache | None = None
-        self._patches = (tower.image_size // tower.patch_size) ** 2
+        self._patches = patch_count(tower)
         self._width, self._heads = tower.hidden_size, tower.num_attention_heads
 
     def add_feature_cache(

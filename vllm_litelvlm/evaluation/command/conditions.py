@@ -108,13 +108,7 @@ def methods_of(
     every = (*method_names(), *(decoder_method_names() if decoder else ()))
     listed = [name for text in named for name in (every if text == "all" else [text])]
     labels = dict.fromkeys([ALL_TOKENS, CHANCE, *listed, *found])
-    methods = [_method(label, decoder) for label in labels]
-    free = (ALL_TOKENS, *decoder_method_names())
-    return tuple(
-        one
-        for method in methods
-        for one in ([method] if method.method in free else [_at(method, p) for p in positions])
-    )
+    return tuple(one for label in labels for one in _placed(_method(label, decoder), positions))
 
 
 def grid(methods: Sequence[Method], budgets: Iterable[int], all_tokens: int) -> list[Condition]:
@@ -150,10 +144,12 @@ def _method(label: str, decoder: bool) -> Method:
     return Method(label, name, options, draws)
 
 
-def _at(method: Method, positions: str) -> Method:
-    """The method with its tokens at compact or original positions; labels tell the latter."""
-    label = method.label if positions == "compact" else f"{method.label} {positions}"
-    return replace(method, label=label, positions=positions)
+def _placed(method: Method, positions: Sequence[str]) -> list[Method]:
+    """The method at each of the positions, if it has a choice; labels tell original ones."""
+    if method.method in (ALL_TOKENS, *decoder_method_names()):
+        return [method]
+    labels = {"compact": method.label, "original": f"{method.label} original"}
+    return [replace(method, label=labels[place], positions=place) for place in positions]
 
 
 def _option(text: str) -> tuple[str, Any]:

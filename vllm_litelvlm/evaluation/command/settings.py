@@ -33,7 +33,6 @@ class Settings:
     texts: int
     seed: int
     methods: tuple[Method, ...]
-    original_positions: bool
     budgets: tuple[int, ...]
     output: Path
     extra_arguments: tuple[str, ...] = ()
@@ -77,7 +76,6 @@ class Settings:
                 list(dict.fromkeys(chosen.positions)),
                 decoder=transformers,
             ),
-            original_positions="original" in chosen.positions,
             budgets=tuple(sorted(set(chosen.budgets), reverse=True)),
             output=chosen.output,
             extra_arguments=tuple(chosen.extra_arguments),
@@ -88,8 +86,13 @@ class Settings:
         """The model or the server, as tables name it."""
         return str(self.model or self.url)
 
+    @property
+    def original_positions(self) -> bool:
+        """Whether some method's tokens are to keep their own positions."""
+        return any(method.positions == "original" for method in self.methods)
+
     def identity(self) -> dict[str, Any]:
         """What must not change when an evaluation goes on; methods and budgets may."""
-        free = ("methods", "original_positions", "budgets", "output")
+        free = ("methods", "budgets", "output")
         named = {name: value for name, value in vars(self).items() if name not in free}
         return {**named, "version": version("vllm-litelvlm")}

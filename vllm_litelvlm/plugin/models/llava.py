@@ -35,6 +35,7 @@ from vllm_litelvlm.pruning.batch import needed_signals, prune
 from vllm_litelvlm.pruning.keep_all import KeepAll
 from vllm_litelvlm.pruning.registry import build_pruner
 from vllm_litelvlm.vision.checkpoint import TowerTap, load_guidance, read_clip_config
+from vllm_litelvlm.vision.clip import patch_count
 from vllm_litelvlm.vision.guidance import Guidance
 
 
@@ -50,7 +51,7 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
         self._stopwatch = Stopwatch()
         tower = self.config.vision_config
         self.litelvlm_image_token = self.config.image_token_index
-        self.litelvlm_patches = (tower.image_size // tower.patch_size) ** 2
+        self.litelvlm_patches = patch_count(tower)
         self.litelvlm_last_position = position_limit(vllm_config.model_config) - 1
         if self._guidance_config.server.original_positions and current_platform.is_cpu():
             mend_cpu_runner()

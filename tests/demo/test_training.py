@@ -15,6 +15,7 @@ from vllm_litelvlm.demo.training.captions import caption, expression, truths
 from vllm_litelvlm.demo.training.clip import Clip
 from vllm_litelvlm.demo.training.dense import dense_targets
 from vllm_litelvlm.demo.training.evaluate import Evaluation
+from vllm_litelvlm.demo.training.feed import feed
 from vllm_litelvlm.demo.training.helpers import Team
 from vllm_litelvlm.demo.training.language import Tokenizers
 from vllm_litelvlm.demo.training.layers import attend, attend_causally, causal_mask
@@ -22,10 +23,10 @@ from vllm_litelvlm.demo.training.llava import Llava
 from vllm_litelvlm.demo.training.losses import contrastive_loss
 from vllm_litelvlm.demo.training.optimiser import MasterAdamW
 from vllm_litelvlm.demo.training.pace import learning_rate
-from vllm_litelvlm.demo.training.schedule import SCHEDULE, Stage, stage_number
+from vllm_litelvlm.demo.training.schedule import SCHEDULE, Stage, gpu_schedule, stage_number
 from vllm_litelvlm.demo.training.settings import TRAINED, TrainingOptions
 from vllm_litelvlm.demo.training.state import Position
-from vllm_litelvlm.demo.training.tensors import IGNORED, LlavaBatch
+from vllm_litelvlm.demo.training.tensors import LlavaBatch
 from vllm_litelvlm.demo.training.trainer import Trainer
 from vllm_litelvlm.errors import OptionsError
 from vllm_litelvlm.evaluation.samples import Sample
@@ -277,14 +278,16 @@ def test_targets_are_the_answers_alone(language: Path, tmp_path: Path) -> None:
     assert isinstance(batch, LlavaBatch)
     said = []
     for group in batch.groups:
-        for tokens, targets in zip(
-            group.tokens.flatten(0, 1), group.targets.flatten(0, 1), strict=True
-        ):
-            learned = targets[targets != IGNORED]
-            begin = int((targets != IGNORED).nonzero()[0])
+        length = group.tokens.shape[2]
+        for number, tokens in enumerate(group.tokens.flatten(0, 1)):
+            own = group.learned // length == number
+            places, learned = group.learned[own] % length, group.targets[own]
+            begin = int(places[0])
+            assert places.tolist() == list(range(begin, begin + len(places)))
             assert trainer.models.tokenizers.llama.decode(tokens[: begin + 1]).endswith(
                 "ASSISTANT:"
             )
+            assert tokens[begin + 1 : begin + len(places)].equal(learned[:-1])
             assert learned[-1] == trainer.models.tokenizers.llama.eos_token_id
             said.append(trainer.models.tokenizers.decode(learned.tolist()))
     places = zip(maker.samples(0), maker.offsets(0), strict=True)
@@ -371,6 +374,7 @@ def test_schedule_is_consistent() -> None:
         assert stage.batch <= 256
         assert (stage.questions > 0) == (stage.model == "llava")
     assert stage_number(SCHEDULE, SCHEDULE[2].name) == 2
+    assert [stage.name for stage in gpu_schedule()] == [stage.name for stage in SCHEDULE]
 
 
 def test_learning_rate_rises_shortly_and_falls_to_its_share() -> None:
@@ -416,6 +420,21 @@ def test_batches_of_a_step_are_always_the_same(language: Path, tmp_path: Path) -
         assert torch.equal(one.tokens, other.tokens)
         assert torch.equal(one.pictures.patches, other.pictures.patches)
         assert torch.equal(one.pictures.places, other.pictures.places)
+
+
+def test_workers_make_the_same_batches_in_the_same_order(language: Path, tmp_path: Path) -> None:
+    for stage in STAGES:
+        maker = trainer_in(tmp_path, language).models.maker(stage)
+        for step, batch in zip(range(3, 8), feed(maker, 3, workers=2), strict=False):
+            expected = maker(step)
+            assert batch.pictures.patches.equal(expected.pictures.patches)
+            assert batch.pictures.places.equal(expected.pictures.places)
+
+
+def test_the_clip_of_every_stage_is_kept(trained: Trainer) -> None:
+    kept = CLIPModel.from_pretrained(trained.options.output / "stages" / "crops" / "clip")
+    final = CLIPModel.from_pretrained(trained.exporter.written.clip)
+    assert kept.visual_projection.weight.equal(final.visual_projection.weight)
 
 
 def test_whole_models_stay_under_twenty_megabytes(language: Path) -> None:

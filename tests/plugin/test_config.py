@@ -45,6 +45,17 @@ def test_valid_options_reach_the_model_configuration(checkpoint: Checkpoint) -> 
     assert found.server.defaults.parameters == {"share": 0.25}
 
 
+def test_a_model_may_name_its_own_clip(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    named = changed(checkpoint, tmp_path, litelvlm={"clip_model": "its-clip"})
+    with pytest.raises(Exception, match="No CLIP configuration at 'its-clip'"):
+        build(named, {})
+    beside = shutil.copytree(checkpoint.clip, named.llava / "its-clip")
+    found = guidance_config(build(named, {}).model_config.hf_config)
+    assert found.clip_model == str(beside)
+    told = guidance_config(build(named).model_config.hf_config)
+    assert told.clip_model == str(checkpoint.clip)
+
+
 def test_rows_of_positions_are_asked_for_only_by_a_server_that_places_tokens(
     checkpoint: Checkpoint,
 ) -> None:

@@ -21,7 +21,7 @@ from vllm_litelvlm.pruning.registry import (
     method_names,
     settle,
 )
-from vllm_litelvlm.vision.checkpoint import default_clip_model, load_guidance, read_clip_config
+from vllm_litelvlm.vision.checkpoint import find_clip_model, load_guidance, read_clip_config
 from vllm_litelvlm.vision.guidance import Guidance
 from vllm_litelvlm.vision.text import ClipTextTokenizer
 
@@ -34,7 +34,8 @@ class TransformersBackend:
 
     Args:
         llava: hub name or folder of a LLaVA-1.5 checkpoint.
-        clip_model: the CLIP that its tower was taken from; by default the published one.
+        clip_model: the CLIP that its tower was taken from; by default the one that the checkpoint
+            names, or the published one.
         dtype: of the model; by default the checkpoint's own. Guidance is always float32.
         device: by default the GPU, where there is one.
 
@@ -51,7 +52,8 @@ class TransformersBackend:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._llava = HfLlava(str(llava), dtype, place)
         tower = self._llava.config.vision_config
-        clip_model = str(clip_model or default_clip_model(tower))
+        given = None if clip_model is None else str(clip_model)
+        clip_model = find_clip_model(given, self._llava.config, str(llava))
         clip = read_clip_config(clip_model, tower)
         guidance = Guidance(tower, clip, self._llava.model.dtype)
         load_guidance(guidance.scorer, guidance.text_tower, self._llava.tower_tensors, clip_model)

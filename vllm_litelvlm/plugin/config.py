@@ -19,11 +19,14 @@ from vllm_litelvlm.options import (
 from vllm_litelvlm.plugin.plan import Plan
 from vllm_litelvlm.plugin.positions import ROWS
 from vllm_litelvlm.pruning.registry import build_pruner, pruner_class
-from vllm_litelvlm.vision.checkpoint import check_tower, default_clip_model, read_clip_config
+from vllm_litelvlm.vision.checkpoint import (
+    CONFIG_KEY,
+    check_tower,
+    find_clip_model,
+    read_clip_config,
+)
 from vllm_litelvlm.vision.clip import patch_count
 
-#: Attribute of the model's Hugging Face configuration. Plain JSON: vLLM hashes and pickles it.
-_ATTRIBUTE = "litelvlm"
 #: What makes vLLM keep rows of positions a request; the language model's own embedding is not told.
 _SECTIONS = [1] * ROWS
 
@@ -59,15 +62,16 @@ class LiteLVLMConfigHook(VerifyAndUpdateConfig):
         server = parse_server_options(given)
         tower = config.vision_config
         _check_defaults(server, patch_count(tower))
-        clip_model = server.clip_model or default_clip_model(tower)
+        clip_model = find_clip_model(server.clip_model, config, model_config.model)
         clip_config = read_clip_config(clip_model, tower)
         if Path(clip_model).is_dir():
             clip_model = str(Path(clip_model).resolve())
         if server.original_positions:
             _install_positions(vllm_config)
+        # Plain JSON: vLLM hashes and pickles it.
         setattr(
             config,
-            _ATTRIBUTE,
+            CONFIG_KEY,
             {
                 "server": server.model_dump(),
                 "clip_model": clip_model,
@@ -81,7 +85,7 @@ def guidance_config(config: Any) -> GuidanceConfig:
 
     Raises CompatibilityError where it left nothing.
     """
-    carried = getattr(config, _ATTRIBUTE, None)
+    carried = getattr(config, CONFIG_KEY, None)
     if not isinstance(carried, dict):
         raise CompatibilityError(
             "litelvlm was installed after vLLM had built its configuration; activate it before "

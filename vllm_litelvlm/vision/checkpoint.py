@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -15,6 +17,9 @@ from vllm_litelvlm.vision.text import ClipTextTower
 
 logger = logging.getLogger(__name__)
 
+#: The entry of a LLaVA's ``config.json`` that is this package's.
+CONFIG_KEY = "litelvlm"
+
 #: Geometry of the tower (width, layers, patch size, image size) to the published CLIP.
 PUBLISHED_CLIPS = {
     (1024, 24, 14, 336): "openai/clip-vit-large-patch14-336",
@@ -22,6 +27,29 @@ PUBLISHED_CLIPS = {
     (768, 12, 16, 224): "openai/clip-vit-base-patch16",
     (768, 12, 32, 224): "openai/clip-vit-base-patch32",
 }
+
+
+def find_clip_model(given: str | None, config: Any, model: str) -> str:
+    """The CLIP to guide by: ``given``, else the model's own, else the published one.
+
+    A model names its own in its ``config.json``, as ``"litelvlm": {"clip_model": ...}``: a hub
+    name, or a folder beside that file.
+
+    Args:
+        given: hub name or folder, or None.
+        config: the LLaVA's configuration, whose ``litelvlm`` attribute is the entry above.
+        model: the LLaVA's hub name or folder.
+
+    Raises WeightsError where there is neither, and no published CLIP has the tower's geometry.
+    """
+    if given is not None:
+        return given
+    own = getattr(config, CONFIG_KEY, None)
+    if not isinstance(own, dict) or "clip_model" not in own:
+        return default_clip_model(config.vision_config)
+    named = str(own["clip_model"])
+    beside = Path(model) / named
+    return str(beside) if beside.is_dir() else named
 
 
 def default_clip_model(tower: CLIPVisionConfig) -> str:

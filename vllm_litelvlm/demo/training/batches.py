@@ -15,21 +15,13 @@ from vllm_litelvlm.demo.training.captions import caption, expression, truths
 from vllm_litelvlm.demo.training.dense import dense_targets
 from vllm_litelvlm.demo.training.language import Tokenizers
 from vllm_litelvlm.demo.training.schedule import Stage
-from vllm_litelvlm.demo.training.tensors import (
-    IGNORED,
-    ClipBatch,
-    LlavaBatch,
-    Pictures,
-    Questions,
-)
+from vllm_litelvlm.demo.training.tensors import ClipBatch, LlavaBatch, Pictures, Questions
 from vllm_litelvlm.errors import OptionsError
 from vllm_litelvlm.evaluation.samples import Box
 from vllm_litelvlm.evaluation.scenes.answers import write_box
 from vllm_litelvlm.evaluation.scenes.dataset import SceneDataset, SceneSample, scene_seed
 from vllm_litelvlm.evaluation.scenes.scene import Scene, SceneOptions
 
-#: How many groups of like length the questions about an image are read in.
-_GROUPS = 4
 #: How often the start token comes first, which vLLM leaves out and other callers do not.
 _WITH_START = 0.125
 #: The scenes' numbers of one stage, seed and process begin this far after those of the one before.
@@ -91,7 +83,7 @@ class BatchMaker:
             pairs = self.tokenizers.questions([one.prompt for one in about], answers)
             rows.append(sorted(pairs, key=lambda pair: len(pair[0]) + len(pair[1])))
         prefix = self.tokenizers.prefix(start=random.random() < _WITH_START)
-        bounds = np.linspace(0, self.stage.questions, _GROUPS + 1).astype(int)
+        bounds = np.linspace(0, self.stage.questions, self.stage.groups + 1).astype(int)
         groups = [
             _questions([row[start:end] for row in rows])
             for start, end in pairwise(bounds)
@@ -218,12 +210,15 @@ def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 def _questions(rows: Sequence[Sequence[tuple[list[int], list[int]]]]) -> Questions:
     longest = max(len(asked) + len(answer) - 1 for row in rows for asked, answer in row)
+    tokens = torch.zeros((len(rows) * len(rows[0]), longest), dtype=torch.long)
+    learned: list[int] = []
+    targets: list[int] = []
+    pairs = (pair for row in rows for pair in row)
+    for number, (asked, answer) in enumerate(pairs):
+        whole = [*asked, *answer[:-1]]
+        tokens[number, : len(whole)] = torch.tensor(whole)
+        begin = number * longest + len(asked) - 1
+        learned += range(begin, begin + len(answer))
+        targets += answer
     shape = (len(rows), len(rows[0]), longest)
-    tokens = torch.zeros(shape, dtype=torch.long)
-    targets = torch.full(shape, IGNORED)
-    for image, row in enumerate(rows):
-        for place, (asked, answer) in enumerate(row):
-            whole = torch.tensor([*asked, *answer])
-            tokens[image, place, : len(whole) - 1] = whole[:-1]
-            targets[image, place, len(asked) - 1 : len(whole) - 1] = whole[len(asked) :]
-    return Questions(tokens, targets)
+    return Questions(tokens.view(shape), torch.tensor(learned), torch.tensor(targets))

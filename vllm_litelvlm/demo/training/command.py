@@ -58,7 +58,7 @@ def run(chosen: argparse.Namespace) -> None:
     """Do what the arguments say."""
     import torch
 
-    from vllm_litelvlm.demo.training.settings import TrainingOptions
+    from vllm_litelvlm.demo.training.settings import TrainingOptions, on_gpu
     from vllm_litelvlm.demo.training.trainer import Trainer
 
     torch.set_flush_denormal(True)
@@ -77,10 +77,12 @@ def run(chosen: argparse.Namespace) -> None:
             processes=threads if on_cpu else 1,
             workers=workers,
         )
+        if not on_cpu:
+            options = on_gpu(options)
         trainer = Trainer(options)
         _stop_on_signal(trainer)
         written = trainer.run(chosen.minutes, chosen.stage)
-        print(f"{written.llava} and {written.clip} hold the models as they are now.")
+        print(f"{written.llava} holds the LLaVA as it is now, and in {written.clip} its CLIP.")
         return
     torch.set_num_threads(threads)
     evaluate(chosen.output, chosen.samples, chosen.device)
@@ -92,7 +94,7 @@ def evaluate(output: Path, samples: int, device: str) -> None:
     from vllm_litelvlm.demo.training.evaluate import Evaluation, show
     from vllm_litelvlm.demo.training.state import append_line
 
-    checkpoint = Checkpoint(llava=output / "model" / "llava", clip=output / "model" / "clip")
+    checkpoint = Checkpoint(llava=output / "model", clip=output / "model" / "clip")
     if not (checkpoint.llava / "model.safetensors").is_file():
         raise WeightsError(f"There is no model in {output / 'model'}. Train one there first.")
     figures = Evaluation(checkpoint, samples, device).figures()

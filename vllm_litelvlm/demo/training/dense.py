@@ -60,17 +60,15 @@ class DenseHeads(nn.Module):
 def dense_losses(
     told: dict[str, Tensor], attributes: Tensor, sides: Tensor, weights: Tensor
 ) -> dict[str, Tensor]:
-    """The loss of every label; see :func:`dense_targets`."""
-    covered = attributes[..., 0] >= 0
-    losses = {"object": F.binary_cross_entropy_with_logits(told["object"][..., 0], covered.float())}
-    weight = weights[covered]
-    weight = weight / weight.sum().clamp(min=1e-6)
+    """The loss of every label; see :func:`dense_targets`, whose weights are 0 outside objects."""
+    covered = (attributes[..., 0] >= 0).float()
+    losses = {"object": F.binary_cross_entropy_with_logits(told["object"][..., 0], covered)}
+    weight = weights / weights.sum().clamp(min=1e-6)
     for place, name in enumerate(ATTRIBUTES):
-        labels = attributes[..., place][covered].long()
-        losses[name] = (
-            F.cross_entropy(told[name][covered], labels, reduction="none") * weight
-        ).sum()
-    off = F.smooth_l1_loss(told["sides"][covered], sides[covered], reduction="none", beta=0.2)
+        labels = attributes[..., place].long().clamp(min=0)
+        logits = told[name].movedim(-1, 1)
+        losses[name] = (F.cross_entropy(logits, labels, reduction="none") * weight).sum()
+    off = F.smooth_l1_loss(told["sides"], sides, reduction="none", beta=0.2)
     losses["sides"] = (off.mean(dim=-1) * weight).sum()
     return losses
 

@@ -25,14 +25,17 @@ from vllm_litelvlm.demo.training.clip import Clip, text_heads
 from vllm_litelvlm.demo.training.language import Tokenizers
 from vllm_litelvlm.demo.training.llava import Llava
 from vllm_litelvlm.demo.vocabularies import IMAGE_TOKEN
+from vllm_litelvlm.vision.checkpoint import CONFIG_KEY
 
 #: What the exported weights are rounded to: the very weights that training computed with.
 EXPORTED = torch.bfloat16
+#: The folder of the CLIP in that of the LLaVA, whose configuration names it.
+_CLIP = "clip"
 
 
 @dataclass(frozen=True)
 class Exporter:
-    """Writes checkpoints of one geometry and language into ``folder``."""
+    """Writes checkpoints of one geometry and language: a LLaVA in ``folder``, its CLIP in it."""
 
     folder: Path
     geometry: Geometry
@@ -41,7 +44,7 @@ class Exporter:
     @property
     def written(self) -> Checkpoint:
         """Where the models are written."""
-        return Checkpoint(llava=self.folder / "llava", clip=self.folder / "clip")
+        return Checkpoint(llava=self.folder, clip=self.folder / _CLIP)
 
     def write_clip(self, clip: Clip) -> None:
         """The whole CLIP, loadable by CLIPModel."""
@@ -122,6 +125,7 @@ class Exporter:
             image_seq_length=(geometry.image_size // geometry.patch_size) ** 2,
             vision_feature_layer=-2,
             vision_feature_select_strategy="default",
+            **{CONFIG_KEY: {"clip_model": _CLIP}},
         )
 
 

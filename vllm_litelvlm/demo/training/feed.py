@@ -1,49 +1,48 @@
 """Batches in the order of the steps, made here or ahead of time by other processes."""
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from itertools import count
 from multiprocessing import get_context
 
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from vllm_litelvlm.demo.training.batches import BatchMaker
 from vllm_litelvlm.demo.training.tensors import ClipBatch, LlavaBatch
 
 AnyBatch = ClipBatch | LlavaBatch
 
+#: More steps than any stage has.
+_STEPS = 2**31
 
-@contextmanager
-def feed(maker: BatchMaker, first: int, workers: int) -> Iterator[Iterator[AnyBatch]]:
+
+def feed(maker: BatchMaker, first: int, workers: int) -> Iterator[AnyBatch]:
     """The batches from a step on.
 
     Without ``workers`` each is made when it is asked for, which on a CPU is best: workers would
-    take the cores that the training needs.
+    take the cores that the training needs. Theirs come through shared memory.
     """
     if not workers:
-        yield _here(maker, first)
-        return
-    with ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        waiting = [pool.submit(maker, first + ahead) for ahead in range(2 * workers)]
-        try:
-            yield _ahead(maker, first + len(waiting), waiting, pool)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        return (maker(step) for step in count(first))
+    # Forks of a process that has imported all of this begin at once.
+    context = get_context("forkserver")
+    context.set_forkserver_preload([BatchMaker.__module__])
+    loader = DataLoader(
+        _Batches(maker),
+        batch_size=None,
+        sampler=range(first, _STEPS),
+        num_workers=workers,
+        multiprocessing_context=context,
+        generator=torch.Generator(),  # not the one that the weights start from
+    )
+    return iter(loader)
 
 
-def _here(maker: BatchMaker, step: int) -> Iterator[AnyBatch]:
-    while True:
-        yield maker(step)
-        step += 1
+class _Batches(Dataset[AnyBatch]):
+    """Batches by their steps."""
 
+    def __init__(self, maker: BatchMaker) -> None:
+        self._maker = maker
 
-def _ahead(
-    maker: BatchMaker, step: int, waiting: list["Future[AnyBatch]"], pool: ProcessPoolExecutor
-) -> Iterator[AnyBatch]:
-    while True:
-        batch = waiting.pop(0).result()
-        waiting.append(pool.submit(maker, step))
-        step += 1
-        yield batch
+    def __getitem__(self, step: int) -> AnyBatch:
+        return self._maker(step)

@@ -32,7 +32,7 @@ class Team:
 
     def step(
         self, stage: Stage, batch: ClipBatch | LlavaBatch, rate: float
-    ) -> tuple[dict[str, Tensor], float]:
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Take one step together; the mean losses, and the gradient's length.
 
         ``batch`` is this process's part; the helpers make theirs.

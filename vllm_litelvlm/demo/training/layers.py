@@ -1,7 +1,7 @@
 """What both models are built of: plain torch with the mathematics of transformers' classes.
 
-Queries, keys and values are one product, and attention is written out as product, softmax and
-product: in the backward pass on a CPU that is several times faster than the fused operator.
+Queries, keys and values are one product. On a CPU attention is written out as product, softmax and
+product, which in the backward pass is several times faster than the fused operator.
 """
 
 import torch
@@ -24,6 +24,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
 
     ``query`` is already divided by the root of the head width.
     """
+    if query.is_cuda and mask is None:
+        return F.scaled_dot_product_attention(query, key, value, scale=1.0)
     logits = query @ key.transpose(-1, -2)
     if mask is not None:
         logits = logits + mask
@@ -38,8 +40,10 @@ def causal_mask(length: int, like: Tensor) -> Tensor:
 def attend_causally(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """As :func:`attend` with every token seeing itself and those before it.
 
-    In stretches of tokens, so that most of what none may see is not computed.
+    On a CPU in stretches of tokens, so that most of what none may see is not computed.
     """
+    if query.is_cuda:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
     length = query.shape[-2]
     parts = []
     for start in range(0, length, _STRETCH):

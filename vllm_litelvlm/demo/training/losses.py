@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from vllm_litelvlm.demo.training.clip import Clip
 from vllm_litelvlm.demo.training.dense import DenseHeads, dense_losses, dense_total
 from vllm_litelvlm.demo.training.llava import Llava
-from vllm_litelvlm.demo.training.tensors import IGNORED, ClipBatch, LlavaBatch
+from vllm_litelvlm.demo.training.tensors import ClipBatch, LlavaBatch
 
 
 def clip_losses(
@@ -43,9 +43,7 @@ def llava_losses(llava: Llava, features: Tensor, batch: LlavaBatch) -> dict[str,
     total, count = features.new_zeros((), dtype=torch.float32), 0
     for group in batch.groups:
         hidden = llava.answer(memory, group.tokens)
-        learned = group.targets != IGNORED
-        logits = llava.lm_head(hidden[learned]).float()
-        targets = group.targets[learned]
-        total = total + F.cross_entropy(logits, targets, reduction="sum")
-        count += len(targets)
+        logits = llava.lm_head(hidden.flatten(0, 2)[group.learned]).float()
+        total = total + F.cross_entropy(logits, group.targets, reduction="sum")
+        count += len(group.targets)
     return {"loss": total / count}

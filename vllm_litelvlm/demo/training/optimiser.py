@@ -51,7 +51,7 @@ class MasterAdamW:
             weight.grad = None
         return torch.cat(rows)
 
-    def step(self, gradient: Tensor, rate: float) -> float:
+    def step(self, gradient: Tensor, rate: float) -> Tensor:
         """Step by a gradient as :meth:`take_gradient` gives it; its length before clipping."""
         pieces = gradient.split([master.numel() for master in self.masters])
         for master, piece in zip(self.masters, pieces, strict=True):
@@ -61,7 +61,7 @@ class MasterAdamW:
             group["lr"] = rate
         self._adam.step()
         self._pull()
-        return float(length)
+        return length
 
     def adopt(self) -> None:
         """Take the modules' own weights as masters, after something else set them."""

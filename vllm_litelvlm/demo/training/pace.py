@@ -12,6 +12,8 @@ from vllm_litelvlm.demo.training.state import Position
 
 #: Steps at the beginning of a stage over which the learning rate rises.
 _WARM_UP = 50
+#: The name of the gradient's length.
+_GRADIENT = "gradient"
 
 
 @dataclass
@@ -22,23 +24,21 @@ class Report:
     steps: int = 0
     images: int = 0
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
-    gradient: float = 0.0
 
-    def add(self, losses: dict[str, torch.Tensor], gradient: float, images: int) -> None:
-        """Count a step."""
+    def add(self, losses: dict[str, torch.Tensor], gradient: torch.Tensor, images: int) -> None:
+        """Count a step; waits for no device."""
         self.steps += 1
         self.images += images
-        self.gradient += gradient
-        for name, value in losses.items():
+        for name, value in {**losses, _GRADIENT: gradient}.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
 
     def line(self) -> dict[str, object]:
         """What the log tells."""
-        seconds = time.monotonic() - self.began
         means = {name: float(total) / self.steps for name, total in self.sums.items()}
+        seconds = time.monotonic() - self.began
         return {
+            _GRADIENT: means.pop(_GRADIENT),
             "losses": means,
-            "gradient": self.gradient / self.steps,
             "images_per_second": self.images / seconds,
         }
 

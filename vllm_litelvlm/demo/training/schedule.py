@@ -1,7 +1,7 @@
 """What is trained when: a table of stages."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vllm_litelvlm.errors import OptionsError
@@ -16,8 +16,9 @@ class Stage:
     """A stretch of training on one kind of pictures.
 
     ``canvas`` is the side of the square part of the image in patches; it lies anywhere in the
-    whole image. ``batch`` images a step, with ``questions`` about each one (of the LLaVA only);
-    a CLIP sees each picture in ``reuse`` steps, since drawing costs about as much as learning. It
+    whole image. ``batch`` images a step, with ``questions`` about each one (of the LLaVA only),
+    which are read in ``groups`` of like length; a CLIP sees each picture in ``reuse`` steps, since
+    on a CPU drawing costs about as much as learning. It
     ends after ``minutes`` of training or ``steps``, whichever comes first, or when a validation
     ``goal`` is reached: a figure's name and the value. The learning rate falls from ``rate`` to
     the share ``fall`` of it. ``losses`` of a CLIP: what each one counts.
@@ -32,6 +33,7 @@ class Stage:
     rate: float
     fall: float = 0.1
     questions: int = 0
+    groups: int = 4
     reuse: int = 4
     steps: int | None = None
     goal: tuple[str, float] | None = None
@@ -54,6 +56,27 @@ SCHEDULE = (
     Stage("answers-12", "llava", 12, (2, 4), 16, 55, 1.2e-3, 0.4, 12),
     Stage("answers", "llava", 24, (3, 8), 8, 110, 1e-3, 0.03, 16),
 )
+
+#: Batch and minutes of the stages on a GPU, about eight in all; there a step lasts as long as its
+#: operators take to be launched, and the cores beside it draw about as fast as it learns.
+_ON_GPU = {
+    "crops-5": (256, 0.2),
+    "crops-8": (256, 1.1),
+    "crops-12": (128, 0.6),
+    "scenes": (64, 1.1),
+    "answers-8": (64, 0.8),
+    "answers-12": (48, 1.1),
+    "answers": (32, 3.2),
+}
+
+
+def gpu_schedule() -> tuple[Stage, ...]:
+    """The same stages for a GPU and some 16 cores: larger batches, fewer minutes, new pictures."""
+    return tuple(
+        replace(stage, batch=batch, minutes=minutes, groups=1, reuse=1)
+        for stage in SCHEDULE
+        for batch, minutes in [_ON_GPU[stage.name]]
+    )
 
 
 def stage_number(stages: Sequence[Stage], name: str) -> int:

@@ -1,12 +1,12 @@
 """What a training is of, and where it goes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from vllm_litelvlm.demo.checkpoint import Geometry
-from vllm_litelvlm.demo.training.schedule import SCHEDULE, Stage
+from vllm_litelvlm.demo.training.schedule import SCHEDULE, Stage, gpu_schedule
 
 #: The trained models' sizes: what two cores train in an evening, in less than 20 MB.
 TRAINED = Geometry(
@@ -56,3 +56,14 @@ class TrainingOptions:
     def state_file(self) -> Path:
         """Where it stands."""
         return self.output / "state.pt"
+
+
+def on_gpu(options: TrainingOptions) -> TrainingOptions:
+    """The options with what suits a GPU: its schedule, and everything told and saved sooner."""
+    return replace(
+        options,
+        stages=gpu_schedule(),
+        report_every=4.0,
+        validate_every=40.0,
+        save_every=60.0,
+    )

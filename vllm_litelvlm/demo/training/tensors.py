@@ -6,9 +6,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-#: The target of a token that is not learned.
-IGNORED = -100
-
 AnyBatch = TypeVar("AnyBatch", "ClipBatch", "LlavaBatch")
 
 
@@ -41,12 +38,15 @@ class ClipBatch:
 
 @dataclass(frozen=True)
 class Questions:
-    """Some questions about each picture: int64 [images, questions, length], padded on the right.
+    """Some questions about each picture, with their answers.
 
-    ``targets`` has the token that follows, or :data:`IGNORED` outside of the answers.
+    ``tokens`` int64 [images, questions, length], padded on the right. ``learned`` int64 [count]:
+    which of all tokens in a row are followed by one of an answer; ``targets`` int64 [count]: by
+    which.
     """
 
     tokens: Tensor
+    learned: Tensor
     targets: Tensor
 
 

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -57,6 +58,7 @@ class Trainer:
                     self._train_stage(stages[self.position.stage], deadline, together, progress)
                     if self.stop or time.monotonic() >= deadline:
                         break
+                    self._keep(stages[self.position.stage])
                     self.position.next_stage(self.position.stage + 1)
                     self.models.save()
             self.models.save()
@@ -67,6 +69,12 @@ class Trainer:
         self.exporter.write_clip(self.models.clip)
         self.exporter.write_llava(self.models.clip, self.models.llava)
         return self.exporter.written
+
+    def _keep(self, stage: Stage) -> None:
+        """Export the CLIP that a stage ended with, so that its course can be analysed."""
+        if stage.model == "clip":
+            folder = self.options.output / "stages" / stage.name
+            replace(self.exporter, folder=folder).write_clip(self.models.clip)
 
     def _train_stage(
         self, stage: Stage, deadline: float, together: Team, progress: Progress
@@ -86,28 +94,28 @@ class Trainer:
             time.process_time if self.models.device.type == "cpu" else time.monotonic,
         )
         report = Report()
-        with feed(maker, position.step, self.options.workers) as batches:
-            while not self.stop and time.monotonic() < deadline:
-                if share_done(stage, position) >= 1:
-                    break
-                rate = learning_rate(stage, position)
-                losses, gradient = together.step(stage, next(batches), rate)
-                report.add(losses, gradient, stage.batch)
-                clock.tick(position)
-                if clock.due("report"):
-                    report = self._tell(stage, report, progress, bar)
-                if clock.due("validate") and self._reached(stage, self.validate(stage), progress):
-                    break
-                if clock.due("save"):
-                    self.models.save()
-                clock.tick(position, step=False)
+        batches = feed(maker, position.step, self.options.workers)
+        while not self.stop and time.monotonic() < deadline:
+            if share_done(stage, position) >= 1:
+                break
+            rate = learning_rate(stage, position)
+            losses, gradient = together.step(stage, next(batches), rate)
+            report.add(losses, gradient, stage.batch)
+            clock.tick(position)
+            if clock.due("report"):
+                report = self._tell(stage, report, progress, bar)
+            if clock.due("validate") and self._reached(stage, self.validate(stage), progress):
+                break
+            if clock.due("save"):
+                self.models.save()
+            clock.tick(position, step=False)
         if report.steps:
             self._tell(stage, report, progress, bar)
         if not self.stop and time.monotonic() < deadline:
-            self._reached(stage, self.validate(stage, ranks=True), progress)
+            self._reached(stage, self.validate(stage), progress)
 
-    def validate(self, stage: Stage, ranks: bool = False) -> dict[str, float]:
-        """Figures on unseen scenes; with ``ranks`` also where referents' patches rank."""
+    def validate(self, stage: Stage) -> dict[str, float]:
+        """Figures on unseen scenes; of a CLIP also where referents' patches rank."""
         models = self.models
         validator = Validator(models.maker(stage), models.device, self.options.thoroughness)
         with _threads(self.options.processes):
@@ -115,7 +123,6 @@ class Trainer:
                 figures = validator.llava(models.clip, models.llava)
             else:
                 figures = validator.clip(models.clip, models.heads)
-            if ranks:
                 config = self.exporter.clip_config().vision_config
                 figures |= validator.ranks(models.clip, config)
         self._log(stage, {"validation": figures})

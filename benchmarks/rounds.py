@@ -58,22 +58,38 @@ def measure(settings: Settings, record: Record, console: Console) -> None:
     if not missing:
         return
     with ExitStack() as running:
-        servers = {}
-        for name in settings.servers:
-            plugin = name != STOCK
-            with console.status(f"Starting vllm serve ({name}) ..."):
-                servers[name] = running.enter_context(
-                    serve(
-                        settings.source.model,
-                        plugin=plugin,
-                        clip_model=settings.source.clip_model if plugin else None,
-                        options=settings.server_options(name) if plugin else None,
-                        arguments=settings.server_arguments,
-                        environment={"VLLM_PLUGINS": PLUGIN_NAME if plugin else ""},
-                        log=settings.output / f"{name}.log",
-                    )
-                )
+        servers = start(settings, running, console)
         asyncio.run(_Run(settings, servers, record, console).go())
+
+
+def start(settings: Settings, running: ExitStack, console: Console) -> dict[str, Server]:
+    """Start the servers, each until ``running`` is closed.
+
+    One after another, as each looks what memory is free; at the same time where none has to.
+    Raises ServerError when one does not start.
+    """
+    alone = settings.kv_cache_gb is None
+    servers = {}
+    for name in settings.servers:
+        plugin = name != STOCK
+        with console.status(f"Starting vllm serve ({name}) ..."):
+            servers[name] = running.enter_context(
+                serve(
+                    settings.source.model,
+                    plugin=plugin,
+                    clip_model=settings.source.clip_model if plugin else None,
+                    options=settings.server_options(name) if plugin else None,
+                    arguments=settings.server_arguments,
+                    environment={"VLLM_PLUGINS": PLUGIN_NAME if plugin else ""},
+                    log=settings.output / f"{name}.log",
+                    wait=alone,
+                )
+            )
+    if not alone:
+        with console.status("Starting vllm serve ..."):
+            for server in servers.values():
+                server.wait_until_healthy()
+    return servers
 
 
 @dataclass

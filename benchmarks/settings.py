@@ -65,7 +65,8 @@ class Settings:
     """What is measured. ``requests`` is per round, case and condition.
 
     A block during which other processes kept more than ``most_other_load`` cores busy is measured
-    again. With ``one_server``, keep-all on the plugin's server stands for stock vLLM.
+    again. With ``one_server``, keep-all on the plugin's server stands for stock vLLM. Where
+    ``kv_cache_gb`` is None, every server takes a share of the memory for its KV cache.
     """
 
     source: Source
@@ -86,6 +87,7 @@ class Settings:
     positions: tuple[str, ...] = (COMPACT,)
     one_server: bool = False
     most_other_load: float | None = None
+    kv_cache_gb: float | None = None
     extra_arguments: tuple[str, ...] = ()
 
     @property
@@ -148,6 +150,8 @@ class Settings:
         share = math.floor(80 / len(self.servers)) / 100
         gpu = torch.cuda.is_available()
         arguments += [f"--gpu-memory-utilization={share}"] if gpu else ["--enforce-eager"]
+        if self.kv_cache_gb is not None:
+            arguments.append(f"--kv-cache-memory-bytes={int(self.kv_cache_gb * 2**30)}")
         return [*arguments, *self.extra_arguments]
 
     @property

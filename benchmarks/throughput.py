@@ -7,7 +7,6 @@ the same workload under the same load, and the order rotates from round to round
 """
 
 import argparse
-import math
 import os
 import shlex
 import signal
@@ -21,7 +20,7 @@ from openai import OpenAIError
 from rich.console import Console
 
 from benchmarks import checkpoints
-from benchmarks.arguments import count
+from benchmarks.arguments import count, positive
 from benchmarks.client import MeasurementError
 from benchmarks.conditions import COMPACT, METHODS, ORIGINAL
 from benchmarks.machine import Machine, package_versions
@@ -126,6 +125,13 @@ def arguments_parser() -> argparse.ArgumentParser:
         type=float,
         help="measure a block again, up to three times, while other processes keep more cores busy",
     )
+    add(
+        "--kv-cache-gb",
+        metavar="GIB",
+        type=positive,
+        help="KV cache of every server, which then all start at the same time; by default each "
+        "takes a share of the memory, and must start alone to see what is free",
+    )
     add("--resume", action="store_true", help="go on from the blocks.jsonl of the same command")
     add("extra_arguments", nargs="*", help=argparse.SUPPRESS)
     return parser
@@ -154,17 +160,10 @@ def _add_loads(parser: argparse.ArgumentParser) -> None:
     lists = (
         ("--expressions", "E", count, [2, 4, 16, 64], "texts about an image (2 4 16 64)"),
         ("--concurrency", "C", count, [4], "clients that wait for their answers (4)"),
-        ("--rates", "R", _rate, [], "besides, Poisson arrivals: so many requests a second (none)"),
+        ("--rates", "R", positive, [], "besides, Poisson arrivals, so many a second (none)"),
     )
     for flag, metavar, kind, values, meaning in lists:
         add(flag, metavar=metavar, type=kind, nargs="+", default=values, help=meaning)
-
-
-def _rate(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of requests a second above 0")
-    return value
 
 
 def _settings(options: argparse.Namespace, console: Console) -> Settings:
@@ -189,6 +188,7 @@ def _settings(options: argparse.Namespace, console: Console) -> Settings:
         positions=tuple(dict.fromkeys(options.positions)),
         one_server=options.one_server,
         most_other_load=options.most_other_load,
+        kv_cache_gb=options.kv_cache_gb,
         extra_arguments=tuple(options.extra_arguments),
     )
 

@@ -4,13 +4,16 @@ import base64
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from benchmarks import rounds
 from benchmarks.checkpoints import Source
 from benchmarks.client import Block, MeasurementError, Timing, check_prompt_lengths
 from benchmarks.conditions import PLUGIN, STOCK, STOCK_NAME, UNCACHED, conditions_of, rotated
@@ -389,6 +392,43 @@ def test_servers_take_the_longest_request_and_as_many_images_as_it_has() -> None
     assert "--max-model-len=2048" in settings().server_arguments
 
 
+@pytest.mark.parametrize("kv_cache_gb", [None, 1.5])
+def test_servers_start_at_the_same_time_where_their_kv_cache_is_given(
+    kv_cache_gb: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    class Starting:
+        def __init__(self, log: Path) -> None:
+            self.name = log.stem
+
+        def wait_until_healthy(self) -> None:
+            events.append(f"{self.name} up")
+
+    @contextmanager
+    def serve(model: str, *, log: Path, wait: bool, **others: object) -> Iterator[Starting]:
+        server = Starting(log)
+        events.append(f"{server.name} begins")
+        if wait:
+            server.wait_until_healthy()
+        yield server
+
+    monkeypatch.setattr(rounds, "serve", serve)
+    with ExitStack() as running:
+        chosen = settings(tmp_path, kv_cache_gb=kv_cache_gb)
+        servers = rounds.start(chosen, running, Console(quiet=True))
+    assert list(servers) == [STOCK, PLUGIN]
+    one, other = ([f"{name} begins", f"{name} up"] for name in (STOCK, PLUGIN))
+    together = [one[0], other[0], one[1], other[1]]
+    assert events == ([*one, *other] if kv_cache_gb is None else together)
+
+
+def test_servers_get_the_kv_cache_that_was_asked_for() -> None:
+    sized = settings(kv_cache_gb=1.5).server_arguments
+    assert "--kv-cache-memory-bytes=1610612736" in sized
+    assert not any("kv-cache" in argument for argument in settings().server_arguments)
+
+
 @pytest.mark.parametrize(
     ("kind", "size", "requests", "shape"),
     [
@@ -542,6 +582,7 @@ def test_server_arguments_of_the_user_come_last() -> None:
         ["--rounds", "-1"],
         ["--rates", "0"],
         ["--rates", "inf"],
+        ["--kv-cache-gb", "0"],
         ["--workload", "video"],
         ["--methods", "keep-all"],
         ["--methods", "fastv"],

@@ -13,6 +13,7 @@ from benchmarks.record import NAME
 ARGUMENTS = [
     *("--geometry", "tiny", "--workload", "chat", "images", "--turns", "3", "--budgets", "64"),
     *("--requests", "3", "--rounds", "1", "--concurrency", "2", "--output-tokens", "2"),
+    *("--kv-cache-gb", "1"),
 ]
 IMAGES = ["stock vLLM", "litelvlm, budget 64"]
 WAYS = ("guide first", "repeat prune", "repeat full")

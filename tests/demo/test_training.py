@@ -431,6 +431,15 @@ def test_workers_make_the_same_batches_in_the_same_order(language: Path, tmp_pat
             assert batch.pictures.places.equal(expected.pictures.places)
 
 
+def test_batches_come_again_among_new_ones(language: Path, tmp_path: Path) -> None:
+    maker = trainer_in(tmp_path, language).models.maker(STAGES[0])
+    made = [maker(step).pictures.patches for step in range(4)]
+    fed = [one.pictures.patches for _, one in zip(range(7), feed(maker, 0, 1, 2), strict=False)]
+    order = [next(step for step, one in enumerate(made) if one.equal(that)) for that in fed]
+    assert order[:1] + order[1::2] == [0, 1, 2, 3]
+    assert all(again < new for again, new in zip(order[2::2], order[1::2], strict=True))
+
+
 def test_the_clip_of_every_stage_is_kept(trained: Trainer) -> None:
     kept = CLIPModel.from_pretrained(trained.options.output / "stages" / "crops" / "clip")
     final = CLIPModel.from_pretrained(trained.exporter.written.clip)

@@ -3,6 +3,9 @@
 import argparse
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from io import StringIO
@@ -32,6 +35,7 @@ from vllm_litelvlm.evaluation.samples import Dataset, Sample
 from vllm_litelvlm.evaluation.server_backend import ServerBackend
 
 ALL_TOKENS = 576
+_COMMAND = "import sys; from vllm_litelvlm.cli import main; sys.exit(main())"
 
 
 def settings_of(*arguments: object) -> Settings:
@@ -244,6 +248,7 @@ def test_requests_prune_every_image_for_its_own_text_and_draw_for_each_sample() 
         ([], "either --model"),
         (["--model=m", "--url=u"], "either --model"),
         (["--backend=transformers"], "needs --model"),
+        (["--backend=engine", "--url=u"], "--backend engine needs --model"),
         (["--backend=transformers", "--model=m", "--", "--dtype=float32"], "neither --url nor"),
         (["--url=u", "--dtype=float32"], "the one at --url has its own"),
         (["--model=m", "--texts=3"], "needs --guide-by expressions"),
@@ -556,3 +561,15 @@ def test_served_model_is_evaluated_and_resuming_asks_nothing(
     assert main([*arguments, "--resume", *served], refuse) == 0
     assert (tmp_path / NAME).read_text() == answers
     assert capsys.readouterr().out == printed
+
+    # The engine without a server gives the same answers.
+    engine = [*arguments, "--backend=engine", f"--output={tmp_path / 'engine'}", *served]
+    command = [sys.executable, "-c", _COMMAND, "evaluate", *engine]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    [_, *others] = map(json.loads, (tmp_path / "engine" / NAME).read_text().splitlines())
+    assert set(map(_said, others)) == set(map(_said, lines))
+
+
+def _said(line: dict[str, Any]) -> tuple[str, str, str, int]:
+    return line["condition"], line["sample"], line["text"], line["prompt_tokens"]

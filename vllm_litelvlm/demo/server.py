@@ -17,6 +17,7 @@ from pathlib import Path
 from vllm_litelvlm.activation import PLUGIN_NAME
 from vllm_litelvlm.errors import LiteLVLMError
 
+_START_SECONDS = 600
 _STOP_SECONDS = 20
 
 
@@ -30,6 +31,24 @@ class Server:
 
     url: str
     log: Path
+    process: subprocess.Popen[bytes]
+
+    def wait_until_healthy(self, timeout: float = _START_SECONDS) -> None:
+        """Return as soon as it answers.
+
+        Raises ServerError when it ends, or does not answer within ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if (code := self.process.poll()) is not None:
+                raise ServerError(_with_log(f"vllm serve ended with {code}", self.log))
+            try:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=5) as response:
+                    if response.status == 200:
+                        return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.5)
+        raise ServerError(_with_log(f"vllm serve was not ready after {timeout:.0f} s", self.log))
 
 
 @contextmanager
@@ -43,7 +62,8 @@ def serve(
     arguments: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     port: int | None = None,
-    timeout: float = 600,
+    timeout: float = _START_SECONDS,
+    wait: bool = True,
 ) -> Iterator[Server]:
     """Serve ``model`` until the ``with`` block ends.
 
@@ -57,6 +77,7 @@ def serve(
         environment: further environment variables.
         port: a free one by default.
         timeout: seconds to wait for the server to be healthy.
+        wait: whether to do so here; otherwise see :meth:`Server.wait_until_healthy`.
 
     Raises ServerError when the server ends or is not healthy in time.
     """
@@ -78,8 +99,9 @@ def serve(
             start_new_session=True,
         )
     try:
-        server = Server(url=f"http://127.0.0.1:{port}", log=log)
-        _wait_until_healthy(process, server, timeout)
+        server = Server(f"http://127.0.0.1:{port}", log, process)
+        if wait:
+            server.wait_until_healthy(timeout)
         yield server
     finally:
         _stop(process)
@@ -108,20 +130,6 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _wait_until_healthy(process: subprocess.Popen[bytes], server: Server, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise ServerError(_with_log(f"vllm serve ended with {process.returncode}", server.log))
-        try:
-            with urllib.request.urlopen(f"{server.url}/health", timeout=5) as response:
-                if response.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    raise ServerError(_with_log(f"vllm serve was not ready after {timeout:.0f} s", server.log))
 
 
 def _with_log(what: str, log: Path) -> str:

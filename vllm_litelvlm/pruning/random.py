@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vllm_litelvlm.pruning.base import SEED, Pruner, Selection, Signal, Signals, keep
+from vllm_litelvlm.pruning.base import SEED, Pruner, Selection, Signal, Signals, keep, to_device
 from vllm_litelvlm.pruning.ranking import raster
 
 
@@ -36,4 +36,4 @@ class Random(Pruner):
 @lru_cache(maxsize=256)
 def _permutation(seed: int, patches: int, device: torch.device) -> Tensor:
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    return torch.randperm(patches, generator=generator, device="cpu").to(device)
+    return to_device(torch.randperm(patches, generator=generator, device="cpu").tolist(), device)

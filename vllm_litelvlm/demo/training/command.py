@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--minutes", type=float, help="end after so many, with everything saved; all if left out"
+    )
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="of how long every stage lasts, such as 0.5 for half as long (1)",
     )
     parser.add_argument(
         "--stage",
@@ -79,6 +86,8 @@ def run(chosen: argparse.Namespace) -> None:
         )
         if not on_cpu:
             options = on_gpu(options)
+        stages = (replace(one, minutes=chosen.scale * one.minutes) for one in options.stages)
+        options = replace(options, stages=tuple(stages))
         trainer = Trainer(options)
         _stop_on_signal(trainer)
         written = trainer.run(chosen.minutes, chosen.stage)

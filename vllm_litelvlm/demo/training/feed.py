@@ -1,8 +1,10 @@
 """Batches in the order of the steps, made here or ahead of time by other processes."""
 
+from collections import deque
 from collections.abc import Iterator
 from itertools import count
 from multiprocessing import get_context
+from random import Random
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -14,13 +16,16 @@ AnyBatch = ClipBatch | LlavaBatch
 
 #: More steps than any stage has.
 _STEPS = 2**31
+#: How many batches may come again.
+_REMEMBERED = 256
 
 
-def feed(maker: BatchMaker, first: int, workers: int) -> Iterator[AnyBatch]:
+def feed(maker: BatchMaker, first: int, workers: int, repeats: int = 1) -> Iterator[AnyBatch]:
     """The batches from a step on.
 
     Without ``workers`` each is made when it is asked for, which on a CPU is best: workers would
-    take the cores that the training needs. Theirs come through shared memory.
+    take the cores that the training needs. Theirs come through shared memory, each ``repeats``
+    times.
     """
     if not workers:
         return (maker(step) for step in count(first))
@@ -30,12 +35,22 @@ def feed(maker: BatchMaker, first: int, workers: int) -> Iterator[AnyBatch]:
     loader = DataLoader(
         _Batches(maker),
         batch_size=None,
-        sampler=range(first, _STEPS),
+        sampler=range(first // repeats, _STEPS),
         num_workers=workers,
         multiprocessing_context=context,
         generator=torch.Generator(),  # not the one that the weights start from
     )
-    return iter(loader)
+    return _again(iter(loader), repeats)
+
+
+def _again(batches: Iterator[AnyBatch], repeats: int) -> Iterator[AnyBatch]:
+    """Every batch, and after each as many of the late ones as ``repeats`` is more than one."""
+    random = Random(0)
+    late: deque[AnyBatch] = deque(maxlen=_REMEMBERED)
+    for batch in batches:
+        yield batch
+        yield from (random.choice(late) for _ in range(repeats - 1) if late)
+        late.append(batch)
 
 
 class _Batches(Dataset[AnyBatch]):

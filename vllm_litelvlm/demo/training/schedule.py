@@ -57,16 +57,16 @@ SCHEDULE = (
     Stage("answers", "llava", 24, (3, 8), 8, 110, 1e-3, 0.03, 16),
 )
 
-#: Batch and minutes of the stages on a GPU, about eight in all; there a step lasts as long as its
-#: operators take to be launched, and the cores beside it draw about as fast as it learns.
+#: Batch and minutes of the stages on a GPU, 25 minutes in all; there a step lasts as long as its
+#: operators take to be launched, and 16 cores beside it draw half as fast as it learns.
 _ON_GPU = {
-    "crops-5": (256, 0.2),
-    "crops-8": (256, 1.1),
-    "crops-12": (128, 0.6),
-    "scenes": (64, 1.1),
-    "answers-8": (64, 0.8),
-    "answers-12": (48, 1.1),
-    "answers": (32, 3.2),
+    "crops-5": (256, 0.5),
+    "crops-8": (256, 3.5),
+    "crops-12": (128, 1.5),
+    "scenes": (64, 3.0),
+    "answers-8": (64, 2.5),
+    "answers-12": (48, 4.0),
+    "answers": (32, 10.0),
 }
 
 

@@ -41,6 +41,7 @@ class TrainingOptions:
     dtype: torch.dtype = torch.bfloat16
     processes: int = 1
     workers: int = 0
+    repeats: int = 1
     report_every: float = 20.0
     validate_every: float = 300.0
     save_every: float = 180.0
@@ -63,6 +64,7 @@ def on_gpu(options: TrainingOptions) -> TrainingOptions:
     return replace(
         options,
         stages=gpu_schedule(),
+        repeats=2,
         report_every=4.0,
         validate_every=40.0,
         save_every=60.0,

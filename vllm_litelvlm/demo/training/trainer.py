@@ -94,7 +94,7 @@ class Trainer:
             time.process_time if self.models.device.type == "cpu" else time.monotonic,
         )
         report = Report()
-        batches = feed(maker, position.step, self.options.workers)
+        batches = feed(maker, position.step, self.options.workers, self.options.repeats)
         while not self.stop and time.monotonic() < deadline:
             if share_done(stage, position) >= 1:
                 break

@@ -47,19 +47,26 @@ def open_backend(settings: Settings, serve: Serve, console: Console) -> Iterator
     if settings.backend == "transformers":
         yield _transformers(settings, console)
         return
+    options = {"positions": "original"} if settings.original_positions else {}
+    arguments = [
+        *([f"--dtype={settings.dtype}"] if settings.dtype else []),
+        *settings.extra_arguments,
+    ]
+    if settings.backend == "engine":
+        yield _engine(settings, options, arguments, console)
+        return
     with ExitStack() as running:
         url = settings.url
         if url is None:
             log = settings.output / "server.log"
-            arguments = [f"--dtype={settings.dtype}"] if settings.dtype else []
             command = f"vllm serve {settings.model} --plugin litelvlm"
             with console.status(f"Starting {command} (log: {log}) ..."):
                 server = serve(
                     str(settings.model),
                     log=log,
                     clip_model=settings.clip_model,
-                    options={"positions": "original"} if settings.original_positions else {},
-                    arguments=[*arguments, *settings.extra_arguments],
+                    options=options,
+                    arguments=arguments,
                 )
                 url = running.enter_context(server).url
         yield from _ask_server(url, settings)
@@ -82,6 +89,18 @@ def _ask_server(url: str, settings: Settings) -> Iterator[Backend]:
         raise EvaluationError(
             f"The server at {url} did not answer: {error}. --resume goes on from here."
         ) from error
+
+
+def _engine(
+    settings: Settings, options: Mapping[str, str], arguments: Sequence[str], console: Console
+) -> Backend:
+    from vllm_litelvlm.evaluation.engine_backend import EngineBackend
+
+    assert settings.model is not None
+    if settings.clip_model is not None:
+        options = {**options, "clip_model": settings.clip_model}
+    with console.status(f"Starting vLLM's engine with {settings.model} ..."):
+        return EngineBackend(settings.model, options, arguments)
 
 
 def _transformers(settings: Settings, console: Console) -> Backend:

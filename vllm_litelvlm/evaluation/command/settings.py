@@ -46,6 +46,8 @@ class Settings:
                 "--backend transformers needs --model, and takes neither --url nor arguments of "
                 "vllm serve."
             )
+        if chosen.backend == "engine" and not chosen.model:
+            raise OptionsError("--backend engine needs --model, and takes no --url.")
         if bool(chosen.model) == bool(chosen.url):
             raise OptionsError("Name either --model, to be served, or the --url of a server.")
         if chosen.url and (chosen.clip_model or chosen.dtype or chosen.extra_arguments):

@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser(
         "demo",
-        help="serve a small model and ask it about two photographs at several budgets",
+        help="serve the small model that ships and ask it about drawn scenes at several budgets",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.add_argument(
@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         help="visual tokens to keep of each image",
     )
     demo.add_argument(
-        "--model", type=Path, help="folder of a LLaVA-1.5 checkpoint; one is built if left out"
+        "--model",
+        type=Path,
+        help="folder of a LLaVA-1.5 checkpoint; if left out the one that ships",
     )
     demo.add_argument("--clip-model", help="hub name or folder of the vision tower's CLIP")
     demo.add_argument("--port", type=int, help="port of the server; a free one if left out")
@@ -101,7 +103,7 @@ def _demo(chosen: argparse.Namespace) -> None:
     try:
         from vllm_litelvlm.demo.run import run_demo
     except ModuleNotFoundError as error:
-        if error.name not in ("openai", "skimage"):
+        if error.name != "openai":
             raise
         raise LiteLVLMError(
             f"the demo needs {error.name}; install it: pip install 'vllm-litelvlm[demo]'"

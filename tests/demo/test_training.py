@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoProcessor, CLIPModel, LlavaForConditionalGeneration
 
 from vllm_litelvlm.demo.training.answering import greedy
@@ -28,7 +29,7 @@ from vllm_litelvlm.demo.training.settings import TRAINED, TrainingOptions
 from vllm_litelvlm.demo.training.state import Position
 from vllm_litelvlm.demo.training.tensors import LlavaBatch
 from vllm_litelvlm.demo.training.trainer import Trainer
-from vllm_litelvlm.errors import OptionsError
+from vllm_litelvlm.errors import OptionsError, WeightsError
 from vllm_litelvlm.evaluation.samples import Sample
 from vllm_litelvlm.evaluation.scenes.dataset import SceneDataset
 from vllm_litelvlm.evaluation.scenes.objects import ATTRIBUTES
@@ -410,6 +411,26 @@ def test_two_processes_take_steps_by_their_mean_gradient(language: Path, tmp_pat
         together.models.optimisers["clip"].masters, optimiser.masters, strict=True
     ):
         assert torch.equal(one, other)
+
+
+def test_training_may_start_from_an_exported_model(trained: Trainer, tmp_path: Path) -> None:
+    exported = trained.exporter.folder
+    options = replace(trained.options, output=tmp_path, tokenizers=None, start=exported)
+    again = Trainer(options)
+    assert again.position.whitened
+    again.export()
+    for folder in ("", "clip"):
+        one, other = (
+            load_file(at / folder / "model.safetensors") for at in (exported, tmp_path / "model")
+        )
+        assert one.keys() == other.keys()
+        assert all(one[name].equal(other[name]) for name in one)
+    masters = again.models.optimisers["llava"].masters
+    working = list(again.models.llava.parameters())
+    assert all(a.to(b.dtype).equal(b) for a, b in zip(masters, working, strict=True))
+    other_sizes = replace(options, output=tmp_path / "wide", geometry=TRAINED)
+    with pytest.raises(WeightsError, match="of shape"):
+        Trainer(other_sizes)
 
 
 def test_batches_of_a_step_are_always_the_same(language: Path, tmp_path: Path) -> None:

@@ -4,11 +4,16 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
+from vllm_litelvlm.evaluation.samples import Box
+
 #: Outline of tokens that the text's similarity chose, and of those that the context score did.
 GUIDED_COLOUR = (226, 34, 34)
 CONTEXT_COLOUR = (22, 160, 60)
+#: How wrong and right answers are written.
+ANSWER_COLOUR = {False: (190, 20, 20), True: (10, 120, 40)}
+_BOX_COLOUR = (255, 215, 0)
 _SCALE = 2
-_CAPTION = 44
+_CAPTION = 64
 
 
 def as_the_tower_sees_it(image: Image.Image, side: int) -> Image.Image:
@@ -26,7 +31,7 @@ def as_the_tower_sees_it(image: Image.Image, side: int) -> Image.Image:
 def draw_kept_patches(
     image: Image.Image, kept: Sequence[int], guided: Sequence[bool], grid: int, patch: int
 ) -> Image.Image:
-    """Outline the kept patches, red for similarity and green for context; grey out the rest.
+    """Outline the kept patches, red for the text's and green for context; grey out the rest.
 
     Args:
         image: the photograph.
@@ -49,21 +54,41 @@ def draw_kept_patches(
     return picture
 
 
+def draw_box(picture: Image.Image, box: Box, side: int) -> None:
+    """Draw a box of the square image of ``side`` pixels into a picture of it."""
+    scale = picture.width / side
+    corners = [edge * scale for edge in box]
+    ImageDraw.Draw(picture).rectangle(corners, outline=_BOX_COLOUR, width=4)
+
+
 def with_caption(
-    picture: Image.Image, title: str, guided: Sequence[bool] | None = None
+    picture: Image.Image,
+    title: str,
+    guided: Sequence[bool] | None = None,
+    said: tuple[str, tuple[int, int, int]] | None = None,
 ) -> Image.Image:
-    """Write a title under a picture, and how many tokens each colour has if there are any."""
+    """Write under a picture.
+
+    Args:
+        picture: it stays as it is; the answer is a new one.
+        title: the first line.
+        guided: for each kept token, whether the text chose it; how many each colour has is told.
+        said: another line, and its colour.
+    """
     framed = Image.new("RGB", (picture.width, picture.height + _CAPTION), "white")
     framed.paste(picture, (0, 0))
     pen = ImageDraw.Draw(framed)
     font = ImageFont.load_default(15)
     top = picture.height + 4
     pen.text((6, top), title, fill="black", font=font)
+    if said is not None:
+        pen.text((6, top + 20), said[0], fill=said[1], font=font)
     if guided is None:
         return framed
+    top += 20
     place = 6
     for colour, label in (
-        (GUIDED_COLOUR, f"similarity: {sum(guided)}"),
+        (GUIDED_COLOUR, f"by the text: {sum(guided)}"),
         (CONTEXT_COLOUR, f"context: {len(guided) - sum(guided)}"),
     ):
         pen.rectangle((place, top + 23, place + 12, top + 35), fill=colour)

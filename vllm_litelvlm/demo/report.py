@@ -1,4 +1,4 @@
-"""What the demo shows: a table a photograph, a line a budget, a sheet of pictures."""
+"""What the demo shows: a table a scene, a line a budget, a sheet of pictures a scene."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,75 +11,65 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_litelvlm.demo.overlay import contact_sheet
-
-#: Photographs that ship with scikit-image, by name, and what is asked about each.
-QUESTIONS = {
-    "astronaut": (
-        "What is the woman wearing?",
-        "Where is the flag?",
-        "Is there a space shuttle in the background?",
-    ),
-    "coffee": (
-        "What colour is the cup?",
-        "Where is the spoon?",
-        "What is the table made of?",
-    ),
-}
+from vllm_litelvlm.evaluation.samples import Sample
+from vllm_litelvlm.evaluation.scenes.answers import right_answer
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One request and what came of it; seconds to the first token and to the end."""
+    """One request about a scene, by its number, and what came of it.
 
-    photograph: str
-    question: str
+    Seconds to the first token and to the end.
+    """
+
+    scene: int
+    sample: Sample
     budget: int
     prompt_tokens: int
     first_token: float
     seconds: float
     answer: str
+    right: bool
     picture: Path
 
 
 def print_report(rows: Sequence[Measured], console: Console) -> None:
-    """A row for each request, and the means of each budget."""
-    for photograph, questions in QUESTIONS.items():
-        console.print(f"\n[bold]{photograph}[/]")
-        table = Table()
-        for heading in ("#", "budget", "prompt tokens", "first token s", "answer s"):
-            table.add_column(heading, justify="right", max_width=7)
-        table.add_column("answer", overflow="ellipsis", no_wrap=True, max_width=14)
-        table.add_column("picture", no_wrap=True)
-        for number, question in enumerate(questions, start=1):
-            console.print(f"{number}. {question}")
-            for row in rows:
-                if (row.photograph, row.question) == (photograph, question):
-                    table.add_row(
-                        str(number),
-                        str(row.budget),
-                        str(row.prompt_tokens),
-                        f"{row.first_token:.2f}",
-                        f"{row.seconds:.2f}",
-                        Text(row.answer),
-                        row.picture.name,
-                    )
+    """Every answer, right ones green and wrong ones red, and what each budget comes to."""
+    budgets = list(dict.fromkeys(row.budget for row in rows))
+    for scene in dict.fromkeys(row.scene for row in rows):
+        table = Table("question", "right answer", title=f"Scene {scene}", title_justify="left")
+        for budget in budgets:
+            table.add_column(f"{budget} tokens", no_wrap=True)
+        for asked in _by_question(row for row in rows if row.scene == scene):
+            sample = asked[0].sample
+            table.add_row(sample.prompt, right_answer(sample), *map(_marked, asked))
         console.print(table)
-    for budget in dict.fromkeys(row.budget for row in rows):
+    for budget in budgets:
         chosen = [row for row in rows if row.budget == budget]
         console.print(
-            f"budget {budget:>3}: {mean(row.prompt_tokens for row in chosen):5.0f} prompt tokens, "
-            f"{mean(row.first_token for row in chosen):5.2f} s to the first token, mean of "
-            f"{len(chosen)} requests"
+            f"budget {budget:>3}: {sum(row.right for row in chosen)} of {len(chosen)} right, "
+            f"{mean(row.prompt_tokens for row in chosen):.0f} prompt tokens, "
+            f"{mean(row.first_token for row in chosen):.2f} s to the first token"
         )
 
 
 def save_contact_sheets(rows: Sequence[Measured], pictures: Path) -> Iterator[Path]:
-    """One sheet a photograph (rows: questions, columns: budgets); yields each as it is saved."""
-    for name in QUESTIONS:
-        by_question: dict[str, list[Image.Image]] = {}
-        for row in rows:
-            if row.photograph == name:
-                by_question.setdefault(row.question, []).append(Image.open(row.picture))
-        path = pictures / f"{name}.png"
-        contact_sheet(list(by_question.values())).save(path)
+    """One sheet a scene (rows: questions, columns: budgets); yields each as it is saved."""
+    for scene in dict.fromkeys(row.scene for row in rows):
+        asked = _by_question(row for row in rows if row.scene == scene)
+        path = pictures / f"scene-{scene}.png"
+        contact_sheet([[Image.open(row.picture) for row in some] for some in asked]).save(path)
         yield path
+
+
+def _by_question(rows: Iterator[Measured]) -> list[list[Measured]]:
+    """The rows of every question together."""
+    found: dict[str, list[Measured]] = {}
+    for row in rows:
+        found.setdefault(row.sample.name, []).append(row)
+    return list(found.values())
+
+
+def _marked(row: Measured) -> Text:
+    mark, style = ("✓", "green") if row.right else ("✗", "red")
+    return Text(f"{mark} {row.answer}", style)

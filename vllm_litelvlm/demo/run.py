@@ -1,11 +1,11 @@
-"""The demo: the real server, the OpenAI client, three questions about two photographs."""
+"""The demo: the real server, the OpenAI client, and questions about drawn scenes."""
 
 import base64
 import io
 import json
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +15,30 @@ from openai import APIError, OpenAI
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
-from skimage import data
 
-from vllm_litelvlm.demo.checkpoint import SMALL, build_checkpoint
-from vllm_litelvlm.demo.overlay import as_the_tower_sees_it, draw_kept_patches, with_caption
-from vllm_litelvlm.demo.report import QUESTIONS, Measured, print_report, save_contact_sheets
+from vllm_litelvlm.demo.overlay import (
+    ANSWER_COLOUR,
+    as_the_tower_sees_it,
+    draw_box,
+    draw_kept_patches,
+    with_caption,
+)
+from vllm_litelvlm.demo.report import Measured, print_report, save_contact_sheets
 from vllm_litelvlm.demo.server import serve
 from vllm_litelvlm.errors import LiteLVLMError
-from vllm_litelvlm.options import PruningOptions, parse
+from vllm_litelvlm.evaluation.samples import Sample
+from vllm_litelvlm.evaluation.scenes.answers import is_right, read_box
+from vllm_litelvlm.evaluation.scenes.dataset import SceneDataset
+from vllm_litelvlm.options import OPTIONS_KEY, PruningOptions, parse
 
-_MODEL = "demo"
+#: The model that ships, which ``litelvlm train`` made; its CLIP is named in its configuration.
+SHIPPED = Path(__file__).parent / "model"
+
+_NAME = "demo"
 _ANSWER_TOKENS = 12
-#: The same photograph is asked about several times; a cache would favour the later rows.
+#: Scenes of the test split, and how many questions about each one.
+_SCENES, _QUESTIONS = (0, 1, 2), 6
+#: The same scene is asked about several times; a cache would favour the later rows.
 _EACH_FOR_ITSELF = {
     "feature_cache_gb": 0,
     "text_cache": 0,
@@ -55,37 +67,29 @@ def run_demo(
     budgets: Sequence[int],
     model: Path | None = None,
     clip_model: Path | str | None = None,
+    options: Mapping[str, Any] | None = None,
     console: Console | None = None,
     port: int | None = None,
 ) -> list[Measured]:
-    """Serve a model, ask, print a row for each request, and save the pictures under ``output``.
+    """Serve a model, ask, print a row for each question, and save the pictures under ``output``.
 
-    Without ``model`` a checkpoint with random weights is built. Raises ServerError when the
-    server does not start, OptionsError for a budget that the images do not have, and DemoError
-    for a ``model`` that is no LLaVA folder or a request that the server refuses.
+    Without ``model`` it is the one that ships. ``options`` are the plugin's, of every request.
+    Raises ServerError when the server does not start, OptionsError for a budget that the images do
+    not have, and DemoError for a ``model`` that is no LLaVA folder or a request that the server
+    refuses.
     """
     console = console or Console()
     budgets = list(dict.fromkeys(budgets))
-    grid, patch = (SMALL.image_size // SMALL.patch_size, SMALL.patch_size)
-    if model is not None:
-        grid, patch = _read_grid(model)
+    model = SHIPPED if model is None else model
+    grid, patch = _read_grid(model)
     for budget in budgets:
         parse(PruningOptions, {"budget": budget}).budget_tokens(grid**2)
     pictures = output / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     trace = output / "trace.jsonl"
     trace.unlink(missing_ok=True)
-    if model is None:
-        with console.status("Building a checkpoint in LLaVA-1.5's layout ..."):
-            built = build_checkpoint(output / "checkpoint", SMALL)
-        model, clip_model = built.llava, built.clip
-        console.print(
-            "[yellow]The demo's weights are random[/]: its answers are nonsense, and the patches "
-            "that it really kept follow no meaning. Visual tokens count as in LLaVA-1.5; "
-            "times are measured, for this small model on this machine."
-        )
     log = output / "server.log"
-    arguments = [f"--served-model-name={_MODEL}", "--max-model-len=2048", "--enforce-eager"]
+    arguments = [f"--served-model-name={_NAME}", "--max-model-len=2048", "--enforce-eager"]
     arguments += ["--no-enable-prefix-caching"]
     with ExitStack() as stack:
         with console.status(f"Starting vllm serve {model} --plugin litelvlm (log: {log}) ..."):
@@ -93,7 +97,7 @@ def run_demo(
                 serve(
                     model,
                     clip_model=clip_model,
-                    options=_EACH_FOR_ITSELF,
+                    options={**_EACH_FOR_ITSELF, **(options or {})},
                     arguments=arguments,
                     environment={
                         "VLLM_LITELVLM_TRACE": str(trace.resolve()),
@@ -116,30 +120,32 @@ def run_demo(
             raise DemoError(f"{error}; the server's log is {log}.") from error
     print_report(rows, console)
     for sheet in save_contact_sheets(rows, pictures):
-        console.print(f"Pictures (red: similarity, green: context): {sheet}")
+        console.print(f"Pictures (red: guided by the text, green: context): {sheet}")
     return rows
 
 
 def _ask_everything(
     target: Target, budgets: Sequence[int], pictures: Path, console: Console
 ) -> list[Measured]:
+    dataset = SceneDataset("test", 1, questions=_QUESTIONS)
+    about = {number: dataset.about(number) for number in _SCENES}
     rows = []
     with Progress(console=console, transient=True) as progress:
-        total = len(QUESTIONS) * 3 * len(budgets)
+        total = sum(map(len, about.values())) * len(budgets)
         task = progress.add_task("Asking (after one request a budget to warm up)", total=total)
         for budget in budgets:  # each prompt length has a first-time cost of its own
             _ask(target, Image.new("RGB", (32, 32)), "Ready?", budget)
-        for name, questions in QUESTIONS.items():
-            photograph = Image.fromarray(getattr(data, name)()).convert("RGB")
-            for number, question in enumerate(questions, start=1):
+        for scene, samples in about.items():
+            for sample in samples:
                 for budget in budgets:
-                    picture = pictures / f"{name}-{number}-{budget}.png"
                     _forget(target)
                     traced = len(_read_trace(target))
-                    answer = _ask(target, photograph, question, budget)
+                    *measured, answer = _ask(target, sample.image, sample.prompt, budget)
+                    right = is_right(sample, answer)
+                    picture = pictures / f"{sample.name}-{budget}.png"
                     kept = _read_trace(target)[traced:]
-                    _save_picture(target, photograph, question, kept, picture)
-                    rows.append(Measured(name, question, budget, *answer, picture))
+                    _picture(target, sample, kept, answer, right).save(picture)
+                    rows.append(Measured(scene, sample, budget, *measured, answer, right, picture))
                     progress.advance(task)
     return rows
 
@@ -158,16 +164,13 @@ def _ask(
     began = time.perf_counter()
     first_token, prompt_tokens, answer = None, 0, ""
     for chunk in target.client.chat.completions.create(
-        model=_MODEL,
+        model=_NAME,
         messages=[{"role": "user", "content": content}],
         max_tokens=_ANSWER_TOKENS,
         temperature=0,
         stream=True,
         stream_options={"include_usage": True},
-        extra_body={
-            "mm_processor_kwargs": {"litelvlm": {"budget": budget}},
-            "ignore_eos": True,
-        },
+        extra_body={"mm_processor_kwargs": {OPTIONS_KEY: {"budget": budget}}},
     ):
         if chunk.choices and chunk.choices[0].delta.content:
             first_token = first_token or time.perf_counter() - began
@@ -187,7 +190,8 @@ def _read_grid(model: Path) -> tuple[int, int]:
     except (OSError, ValueError, KeyError) as error:
         raise DemoError(
             f"{file} does not describe a vision tower ({type(error).__name__}: {error}); "
-            "--model takes the folder of a LLaVA-1.5 checkpoint, or leave it out to build one."
+            "--model takes the folder of a LLaVA-1.5 checkpoint, or leave it out for the one that "
+            "ships."
         ) from None
 
 
@@ -200,28 +204,30 @@ def _read_trace(target: Target) -> list[str]:
 def _forget(target: Target) -> None:
     """Empty vLLM's image caches, so that every row pays for its own image.
 
-    The plugin's are off for the same reason. Keep-all would otherwise encode a photograph for its
-    first question only.
+    The plugin's are off for the same reason. Keep-all would otherwise encode a scene for its first
+    question only.
     """
     for cache in ("mm", "encoder"):
         request = urllib.request.Request(f"{target.url}/reset_{cache}_cache", method="POST")
         urllib.request.urlopen(request, timeout=60).close()
 
 
-def _save_picture(
-    target: Target, photograph: Image.Image, question: str, traced: Sequence[str], path: Path
-) -> None:
-    """Draw what the running engine kept, from its line in the trace; keep-all leaves none."""
+def _picture(
+    target: Target, sample: Sample, traced: Sequence[str], answer: str, right: bool
+) -> Image.Image:
+    """What the running engine kept, from its line in the trace (keep-all leaves none), and said."""
     patches = target.grid**2
-    if not traced:
-        seen = as_the_tower_sees_it(photograph, target.grid * target.patch)
-        with_caption(
-            seen.resize((seen.width * 2, seen.height * 2)),
-            f"{question}   all {patches} tokens kept",
-        ).save(path)
-        return
-    line = json.loads(traced[-1])
-    kept, guided = line["kept"], line["guided"]
-    drawn = draw_kept_patches(photograph, kept, guided, target.grid, target.patch)
-    title = f"{question}   {len(kept)} of {patches} tokens"
-    with_caption(drawn, title, guided).save(path)
+    guided = None
+    if traced:
+        line = json.loads(traced[-1])
+        kept, guided = line["kept"], line["guided"]
+        drawn = draw_kept_patches(sample.image, kept, guided, target.grid, target.patch)
+        tokens = len(kept)
+    else:
+        seen = as_the_tower_sees_it(sample.image, target.grid * target.patch)
+        drawn, tokens = seen.resize((seen.width * 2, seen.height * 2)), patches
+    if sample.box is not None and (box := read_box(answer, *sample.image.size)) is not None:
+        draw_box(drawn, box, sample.image.width)
+    colour = ANSWER_COLOUR[right]
+    said = f"{answer}   ({tokens} of {patches} tokens)"
+    return with_caption(drawn, sample.prompt, guided, (said, colour))

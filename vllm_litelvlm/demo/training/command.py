@@ -28,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for the state, the log and the models; a training there goes on",
     )
     parser.add_argument(
+        "--start",
+        type=Path,
+        metavar="FOLDER",
+        help="exported model to begin with instead of random weights; with --stage, most often",
+    )
+    parser.add_argument(
         "--minutes", type=float, help="end after so many, with everything saved; all if left out"
     )
     parser.add_argument(
@@ -83,6 +89,7 @@ def run(chosen: argparse.Namespace) -> None:
             device=chosen.device,
             processes=threads if on_cpu else 1,
             workers=workers,
+            start=chosen.start,
         )
         if not on_cpu:
             options = on_gpu(options)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     CLIPConfig,
@@ -25,6 +25,7 @@ from vllm_litelvlm.demo.training.clip import Clip, text_heads
 from vllm_litelvlm.demo.training.language import Tokenizers
 from vllm_litelvlm.demo.training.llava import Llava
 from vllm_litelvlm.demo.vocabularies import IMAGE_TOKEN
+from vllm_litelvlm.errors import WeightsError
 from vllm_litelvlm.vision.checkpoint import CONFIG_KEY
 
 #: What the exported weights are rounded to: the very weights that training computed with.
@@ -44,7 +45,7 @@ class Exporter:
     @property
     def written(self) -> Checkpoint:
         """Where the models are written."""
-        return Checkpoint(llava=self.folder, clip=self.folder / _CLIP)
+        return exported_in(self.folder)
 
     def write_clip(self, clip: Clip) -> None:
         """The whole CLIP, loadable by CLIPModel."""
@@ -127,6 +128,31 @@ class Exporter:
             vision_feature_select_strategy="default",
             **{CONFIG_KEY: {"clip_model": _CLIP}},
         )
+
+
+def exported_in(folder: Path) -> Checkpoint:
+    """Where an :class:`Exporter` of that folder writes."""
+    return Checkpoint(llava=folder, clip=folder / _CLIP)
+
+
+@torch.no_grad()
+def read_exported(checkpoint: Checkpoint, clip: Clip, llava: Llava) -> None:
+    """Give both models the weights that were exported.
+
+    Raises WeightsError where there are none, or those of another geometry.
+    """
+    for folder, tensors in (
+        (checkpoint.clip, clip_tensors(clip)),
+        (checkpoint.llava, llava_tensors(llava)),
+    ):
+        file = folder / "model.safetensors"
+        if not file.is_file():
+            raise WeightsError(f"{file} does not exist; name the folder of an exported model.")
+        saved = load_file(file)
+        for name, tensor in tensors.items():
+            if name not in saved or saved[name].shape != tensor.shape:
+                raise WeightsError(f"{file} has no {name!r} of shape {tuple(tensor.shape)}.")
+            tensor.copy_(saved[name])  # a view of the model's own
 
 
 def clip_tensors(clip: Clip) -> dict[str, Tensor]:

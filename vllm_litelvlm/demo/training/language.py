@@ -12,6 +12,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, LlamaTokenizer
 
+from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.demo.training.captions import caption
 from vllm_litelvlm.demo.training.clip import TEXT_LENGTH
 from vllm_litelvlm.demo.vocabularies import IMAGE_TOKEN, clip_tokenizer, train_llama
@@ -41,12 +42,23 @@ class Tokenizers:
         """Those that ``folder`` has; made and written there, where it has none."""
         names = {"clip": CLIPTokenizer, "llama": LlamaTokenizer}
         if not (folder / "complete").is_file():
-            made = cls.make()
-            made.clip.save_pretrained(folder / "clip")
-            made.llama.save_pretrained(folder / "llama")
-            (folder / "complete").touch()
+            cls.make().save(folder)
         # Read back even when just made: what is trained on is what is exported.
         return cls(**{name: kind.from_pretrained(folder / name) for name, kind in names.items()})
+
+    def save(self, folder: Path) -> None:
+        """Write both, for :meth:`load_or_make` to load."""
+        self.clip.save_pretrained(folder / "clip")
+        self.llama.save_pretrained(folder / "llama")
+        (folder / "complete").touch()
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "Tokenizers":
+        """Those of exported models."""
+        return cls(
+            CLIPTokenizer.from_pretrained(checkpoint.clip),
+            LlamaTokenizer.from_pretrained(checkpoint.llava),
+        )
 
     @classmethod
     def make(cls, samples: int = _SAMPLES) -> "Tokenizers":

@@ -8,6 +8,7 @@ from torch import Tensor
 from vllm_litelvlm.demo.training.batches import BatchMaker
 from vllm_litelvlm.demo.training.clip import Clip
 from vllm_litelvlm.demo.training.dense import DenseHeads
+from vllm_litelvlm.demo.training.export import exported_in, read_exported
 from vllm_litelvlm.demo.training.language import Tokenizers
 from vllm_litelvlm.demo.training.llava import Llava
 from vllm_litelvlm.demo.training.losses import clip_losses, llava_losses
@@ -24,9 +25,11 @@ class Models:
     def __init__(self, options: TrainingOptions) -> None:
         self.options = options
         self.device = torch.device(options.device)
-        self.tokenizers = Tokenizers.load_or_make(
-            options.tokenizers or options.output / "tokenizers"
-        )
+        start = None if options.state_file.is_file() else options.start
+        tokenizers = options.tokenizers or options.output / "tokenizers"
+        if start is not None:
+            Tokenizers.of(exported_in(start)).save(tokenizers)
+        self.tokenizers = Tokenizers.load_or_make(tokenizers)
         torch.manual_seed(options.seed)
         geometry = options.geometry
         self.clip = Clip(geometry, len(self.tokenizers.clip)).to(self.device)
@@ -38,6 +41,11 @@ class Models:
         }
         self.position = Position()
         self.load()
+        if start is not None:
+            read_exported(exported_in(start), self.clip, self.llava)
+            for optimiser in self.optimisers.values():
+                optimiser.adopt()
+            self.position.whitened = True
 
     def load(self) -> None:
         """Go to where the state on disk stands, if there is one."""

@@ -30,7 +30,8 @@ class TrainingOptions:
 
     ``processes`` share every step, each with one thread; ``workers`` make batches ahead.
     ``thoroughness`` is the share of the usual validation pictures that are looked at.
-    ``tokenizers`` is a folder that has them; one of ``output`` if left out.
+    ``tokenizers`` is a folder that has them; one of ``output`` if left out. ``start`` is an
+    exported model whose weights and tokenizers a training begins with, instead of random ones.
     """
 
     output: Path
@@ -47,6 +48,7 @@ class TrainingOptions:
     save_every: float = 180.0
     thoroughness: float = 1.0
     tokenizers: Path | None = None
+    start: Path | None = None
 
     @property
     def identity(self) -> str:

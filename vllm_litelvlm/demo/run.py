@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from openai import APIError, OpenAI
 from PIL import Image
@@ -26,7 +26,6 @@ from vllm_litelvlm.demo.overlay import (
 from vllm_litelvlm.demo.report import Measured, print_report, save_contact_sheets
 from vllm_litelvlm.demo.server import serve
 from vllm_litelvlm.errors import LiteLVLMError
-from vllm_litelvlm.evaluation.samples import Sample
 from vllm_litelvlm.evaluation.scenes.answers import is_right, read_box
 from vllm_litelvlm.evaluation.scenes.dataset import SceneDataset
 from vllm_litelvlm.options import OPTIONS_KEY, PruningOptions, parse
@@ -140,20 +139,25 @@ def _ask_everything(
                 for budget in budgets:
                     _forget(target)
                     traced = len(_read_trace(target))
-                    *measured, answer = _ask(target, sample.image, sample.prompt, budget)
-                    right = is_right(sample, answer)
+                    said = _ask(target, sample.image, sample.prompt, budget)
                     picture = pictures / f"{sample.name}-{budget}.png"
-                    kept = _read_trace(target)[traced:]
-                    _picture(target, sample, kept, answer, right).save(picture)
-                    rows.append(Measured(scene, sample, budget, *measured, answer, right, picture))
+                    row = Measured(
+                        scene, sample, budget, *said, is_right(sample, said.answer), picture
+                    )
+                    _picture(target, row, _read_trace(target)[traced:]).save(picture)
+                    rows.append(row)
                     progress.advance(task)
     return rows
 
 
-def _ask(
-    target: Target, image: Image.Image, question: str, budget: int
-) -> tuple[int, float, float, str]:
-    """Prompt tokens, seconds to the first token and to the end, and the answer."""
+class _Said(NamedTuple):
+    prompt_tokens: int
+    first_token: float
+    seconds: float
+    answer: str
+
+
+def _ask(target: Target, image: Image.Image, question: str, budget: int) -> _Said:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -178,7 +182,7 @@ def _ask(
         if chunk.usage:
             prompt_tokens = chunk.usage.prompt_tokens
     seconds = time.perf_counter() - began
-    return prompt_tokens, first_token or seconds, seconds, " ".join(answer.split())
+    return _Said(prompt_tokens, first_token or seconds, seconds, " ".join(answer.split()))
 
 
 def _read_grid(model: Path) -> tuple[int, int]:
@@ -212,11 +216,9 @@ def _forget(target: Target) -> None:
         urllib.request.urlopen(request, timeout=60).close()
 
 
-def _picture(
-    target: Target, sample: Sample, traced: Sequence[str], answer: str, right: bool
-) -> Image.Image:
+def _picture(target: Target, row: Measured, traced: Sequence[str]) -> Image.Image:
     """What the running engine kept, from its line in the trace (keep-all leaves none), and said."""
-    patches = target.grid**2
+    sample, patches = row.sample, target.grid**2
     guided = None
     if traced:
         line = json.loads(traced[-1])
@@ -226,8 +228,7 @@ def _picture(
     else:
         seen = as_the_tower_sees_it(sample.image, target.grid * target.patch)
         drawn, tokens = seen.resize((seen.width * 2, seen.height * 2)), patches
-    if sample.box is not None and (box := read_box(answer, *sample.image.size)) is not None:
+    if sample.box is not None and (box := read_box(row.answer, *sample.image.size)) is not None:
         draw_box(drawn, box, sample.image.width)
-    colour = ANSWER_COLOUR[right]
-    said = f"{answer}   ({tokens} of {patches} tokens)"
-    return with_caption(drawn, sample.prompt, guided, (said, colour))
+    said = f"{row.answer}   ({tokens} of {patches} tokens)"
+    return with_caption(drawn, sample.prompt, guided, (said, ANSWER_COLOUR[row.right]))

@@ -15,7 +15,8 @@ demo: setup ## Run the demonstration
 	$(BIN)/litelvlm demo
 
 test: lint ## Run the linters, the type checker and the tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/e2e
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/e2e
 
 lint: setup ## Run the linters and the type checker
 	$(BIN)/ruff check .

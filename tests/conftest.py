@@ -12,13 +12,6 @@ from PIL import Image
 from vllm_litelvlm.demo.checkpoint import TINY, Checkpoint, build_checkpoint
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes: tests that share a server stay together, and those of a file."""
-    for item in items:
-        group = "e2e" if "e2e" in item.path.parts else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """A LLaVA and its CLIP in the published layouts, random weights, float32."""

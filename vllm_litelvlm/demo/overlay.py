@@ -13,7 +13,8 @@ CONTEXT_COLOUR = (22, 160, 60)
 ANSWER_COLOUR = {False: (190, 20, 20), True: (10, 120, 40)}
 _BOX_COLOUR = (255, 215, 0)
 _SCALE = 2
-_CAPTION = 64
+#: Height of what stands under a picture, and of one more line there.
+_CAPTION, _LINE = 44, 20
 
 
 def as_the_tower_sees_it(image: Image.Image, side: int) -> Image.Image:
@@ -75,17 +76,18 @@ def with_caption(
         guided: for each kept token, whether the text chose it; how many each colour has is told.
         said: another line, and its colour.
     """
-    framed = Image.new("RGB", (picture.width, picture.height + _CAPTION), "white")
+    height = picture.height + _CAPTION + (_LINE if said else 0)
+    framed = Image.new("RGB", (picture.width, height), "white")
     framed.paste(picture, (0, 0))
     pen = ImageDraw.Draw(framed)
     font = ImageFont.load_default(15)
     top = picture.height + 4
     pen.text((6, top), title, fill="black", font=font)
     if said is not None:
-        pen.text((6, top + 20), said[0], fill=said[1], font=font)
+        top += _LINE
+        pen.text((6, top), said[0], fill=said[1], font=font)
     if guided is None:
         return framed
-    top += 20
     place = 6
     for colour, label in (
         (GUIDED_COLOUR, f"by the text: {sum(guided)}"),

@@ -32,6 +32,11 @@ class Measured:
     right: bool
     picture: Path
 
+    @property
+    def question(self) -> str:
+        """What is asked, without the line that says how to answer."""
+        return self.sample.prompt.partition("\n")[0]
+
 
 def print_report(rows: Sequence[Measured], console: Console) -> None:
     """Every answer, right ones green and wrong ones red, and what each budget comes to."""
@@ -42,7 +47,7 @@ def print_report(rows: Sequence[Measured], console: Console) -> None:
             table.add_column(f"{budget} tokens", no_wrap=True)
         for asked in _by_question(row for row in rows if row.scene == scene):
             sample = asked[0].sample
-            table.add_row(sample.prompt, right_answer(sample), *map(_marked, asked))
+            table.add_row(asked[0].question, right_answer(sample), *map(_marked, asked))
         console.print(table)
     for budget in budgets:
         chosen = [row for row in rows if row.budget == budget]

@@ -231,4 +231,4 @@ def _picture(target: Target, row: Measured, traced: Sequence[str]) -> Image.Imag
     if sample.box is not None and (box := read_box(row.answer, *sample.image.size)) is not None:
         draw_box(drawn, box, sample.image.width)
     said = f"{row.answer}   ({tokens} of {patches} tokens)"
-    return with_caption(drawn, sample.prompt, guided, (said, ANSWER_COLOUR[row.right]))
+    return with_caption(drawn, row.question, guided, (said, ANSWER_COLOUR[row.right]))

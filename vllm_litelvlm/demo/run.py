@@ -5,7 +5,7 @@ import io
 import json
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,16 +66,14 @@ def run_demo(
     budgets: Sequence[int],
     model: Path | None = None,
     clip_model: Path | str | None = None,
-    options: Mapping[str, Any] | None = None,
     console: Console | None = None,
     port: int | None = None,
 ) -> list[Measured]:
     """Serve a model, ask, print a row for each question, and save the pictures under ``output``.
 
-    Without ``model`` it is the one that ships. ``options`` are the plugin's, of every request.
-    Raises ServerError when the server does not start, OptionsError for a budget that the images do
-    not have, and DemoError for a ``model`` that is no LLaVA folder or a request that the server
-    refuses.
+    Without ``model`` it is the one that ships. Raises ServerError when the server does not start,
+    OptionsError for a budget that the images do not have, and DemoError for a ``model`` that is no
+    LLaVA folder or a request that the server refuses.
     """
     console = console or Console()
     budgets = list(dict.fromkeys(budgets))
@@ -96,7 +94,7 @@ def run_demo(
                 serve(
                     model,
                     clip_model=clip_model,
-                    options={**_EACH_FOR_ITSELF, **(options or {})},
+                    options=_EACH_FOR_ITSELF,
                     arguments=arguments,
                     environment={
                         "VLLM_LITELVLM_TRACE": str(trace.resolve()),

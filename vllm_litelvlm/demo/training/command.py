@@ -106,11 +106,11 @@ def run(chosen: argparse.Namespace) -> None:
 
 def evaluate(output: Path, samples: int, device: str) -> None:
     """Print and log how good the exported models are. Raises WeightsError where there are none."""
-    from vllm_litelvlm.demo.checkpoint import Checkpoint
     from vllm_litelvlm.demo.training.evaluate import Evaluation, show
+    from vllm_litelvlm.demo.training.export import exported_in
     from vllm_litelvlm.demo.training.state import append_line
 
-    checkpoint = Checkpoint(llava=output / "model", clip=output / "model" / "clip")
+    checkpoint = exported_in(output / "model")
     if not (checkpoint.llava / "model.safetensors").is_file():
         raise WeightsError(f"There is no model in {output / 'model'}. Train one there first.")
     figures = Evaluation(checkpoint, samples, device).figures()

@@ -28,7 +28,8 @@ TRAINED = Geometry(
 class TrainingOptions:
     """What is trained, where, and how often it is told and saved (in seconds).
 
-    ``processes`` share every step, each with one thread; ``workers`` make batches ahead.
+    ``processes`` share every step, each with one thread; ``workers`` make batches ahead, which are
+    trained on ``repeats`` times each.
     ``thoroughness`` is the share of the usual validation pictures that are looked at.
     ``tokenizers`` is a folder that has them; one of ``output`` if left out. ``start`` is an
     exported model whose weights and tokenizers a training begins with, instead of random ones.

@@ -81,14 +81,20 @@ def test_bad_option_raises_from_the_offline_class_and_it_goes_on(workplace: Work
 def test_async_engine_serves_a_checkpoint_saved_by_transformers_5(
     workplace: Workplace, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    published = workplace.run([[job(image, 64) for image in workplace.images]])
+    both = [
+        job(image, 64, options={"budget": 64, "positions": positions})
+        for image in workplace.images
+        for positions in ("compact", "original")
+    ]
+    placing = {"positions": "original"}
+    published = workplace.run([both], options=placing)
     resaved = _without_vision_model_level(checkpoint.llava, tmp_path / "resaved")
     answers = workplace.run(
-        [[job(image, 64) for image in workplace.images]],
-        asynchronous=True,
-        engine={"model": str(resaved)},
+        [both], asynchronous=True, engine={"model": str(resaved)}, options=placing
     )
     assert answers == published
+    for compact, original in zip(answers[0][::2], answers[0][1::2], strict=True):
+        assert compact["logprobs"] != original["logprobs"]
 
 
 def _write_adapter(folder: Path, checkpoint: Checkpoint) -> Path:

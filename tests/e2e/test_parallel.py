@@ -26,27 +26,31 @@ def test_tensor_parallel_workers_behind_two_api_servers_answer_as_transformers(
 ) -> None:
     reference = Reference(checkpoint.llava, checkpoint.clip)
     questions = ["What is on the left?", "Where is the red cup?", "Is there a dog?"]
+    places = ["original", "compact", "original"]
     with serve(
         checkpoint.llava,
         clip_model=checkpoint.clip,
+        options={"positions": "original"},
         arguments=[*ARGUMENTS, "--tensor-parallel-size=2", "--api-server-count=2"],
         environment={**runner.environment, **TWO_WORKERS},
         log=tmp_path / "server.log",
     ) as running:
-        for question, photograph in zip(questions, photographs, strict=False):
-            served = ask(running.url, user_turn(question, photograph), {"budget": 64}, 12)
+        for question, photograph, positions in zip(questions, photographs, places, strict=False):
+            options = {"budget": 64, "positions": positions}
+            served = ask(running.url, user_turn(question, photograph), options, 12)
             kept = reference.choose(photograph, [question], 64).kept
             prompt = f"USER: <image>\n{question} ASSISTANT:"
-            tokens = reference.generate(prompt, [photograph], [kept], 12)
+            original = positions == "original"
+            tokens = reference.generate(prompt, [photograph], [kept], 12, original=original)
             assert list(served.token_ids) == tokens
         # Both workers have the image's features by now, and another text needs no more.
         served = ask(running.url, user_turn(questions[1], photographs[0]), {"budget": 64}, 12)
         kept = reference.choose(photographs[0], [questions[1]], 64).kept
         prompt = f"USER: <image>\n{questions[1]} ASSISTANT:"
-        tokens = reference.generate(prompt, [photographs[0]], [kept], 12)
+        tokens = reference.generate(prompt, [photographs[0]], [kept], 12, original=True)
         assert list(served.token_ids) == tokens
         # Its keys are means over heads, half of which each worker has.
-        merging = {"method": "tome", "budget": 100}
+        merging = {"method": "tome", "budget": 100, "positions": "original"}
         served = ask(running.url, user_turn(questions[0], photographs[0]), merging, 12)
         beside = TransformersBackend(checkpoint.llava, checkpoint.clip)
         [expected] = beside.answer([Question(photographs[0], questions[0], merging, 12)])

@@ -1,10 +1,12 @@
 """The plugin in vLLM's offline class: without a server between, which on a CPU is far faster."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm import LLM, EngineArgs, RequestOutput, SamplingParams
+from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from vllm_litelvlm.activation import activate
@@ -16,6 +18,9 @@ from vllm_litelvlm.pruning.registry import decoder_method_names, method_names, p
 class EngineBackend:
     """Hands questions to an engine; which patches it kept, it does not say.
 
+    On a CPU the engine runs in this process, unless ``VLLM_ENABLE_V1_MULTIPROCESSING`` says
+    otherwise: in one of its own it keeps a core busy while it waits for the model.
+
     Args:
         model: hub name or folder of a LLaVA-1.5 checkpoint.
         options: the plugin's server options.
@@ -26,6 +31,8 @@ class EngineBackend:
         self, model: str, options: Mapping[str, Any], arguments: Sequence[str] = ()
     ) -> None:
         activate()
+        if current_platform.is_cpu():
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
         engine = EngineArgs.from_cli_args(parser.parse_args(["--model", model, *arguments]))
         engine.additional_config = {OPTIONS_KEY: dict(options)}

@@ -132,7 +132,7 @@ class ClipScorer(nn.Module):
         padded = pad_sequence(list(texts), batch_first=True)
         back = padded @ self.projection.weight
         if Signal.SIMILARITY in needs:
-            values[Signal.SIMILARITY] = normed_similarity(self.post_norm, patches, back)
+            values[Signal.SIMILARITY] = similarity_score(self.post_norm(patches), back)
         if Signal.COSINE in needs:
             aligned = self.projection(self.post_norm(patches))
             values[Signal.COSINE] = cosine_score(aligned, padded)
@@ -206,32 +206,6 @@ def folded_logits(query: Tensor, key: nn.Linear, tokens: Tensor, heads: int) -> 
     back = torch.einsum("ihd,hdw->ihw", by_head, key.weight.unflatten(0, (heads, -1)))
     logits: Tensor = back @ tokens.transpose(1, 2) * by_head.shape[-1] ** -0.5
     return logits
-
-
-def normed_similarity(norm: nn.LayerNorm, patches: Tensor, texts: Tensor) -> Tensor:
-    """``similarity_score(norm(patches), texts)`` without writing the normed patches.
-
-    ``norm(x) . t = ((x - mean) . (w t)) / deviation + b . t``, and the dot product of ``x`` with
-    ones gives its mean: memory is all that this costs, and the patches are then read, not written.
-
-    Args:
-        norm: of the patches' width.
-        patches: float32 [images, patches, width].
-        texts: float32 [images, texts, width].
-
-    Returns:
-        float32 [images, texts, patches].
-    """
-    width = patches.shape[-1]
-    weighted = texts * norm.weight
-    ones = texts.new_ones(len(texts), 1, width)
-    products = similarity_score(patches, torch.cat([weighted, ones], dim=1))
-    mean = products[:, -1:] / width
-    squares = torch.linalg.vector_norm(patches, dim=-1).square() / width
-    deviation = (squares[:, None] - mean.square() + norm.eps).sqrt()
-    centred = products[:, :-1] - mean * weighted.sum(dim=-1, keepdim=True)
-    scores: Tensor = centred / deviation + (texts @ norm.bias)[..., None]
-    return scores
 
 
 def mean_over_heads(layer: nn.Linear, tokens: Tensor, heads: int) -> Tensor:

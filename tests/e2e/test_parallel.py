@@ -25,8 +25,14 @@ def test_tensor_parallel_workers_behind_two_api_servers_answer_as_transformers(
     runner: Runner, checkpoint: Checkpoint, photographs: Sequence[Image.Image], tmp_path: Path
 ) -> None:
     reference = Reference(checkpoint.llava, checkpoint.clip)
-    questions = ["What is on the left?", "Where is the red cup?", "Is there a dog?"]
-    places = ["original", "compact", "original"]
+    left, cup, dog = "What is on the left?", "Where is the red cup?", "Is there a dog?"
+    asked = [
+        (left, photographs[0], {"positions": "original"}),
+        (cup, photographs[1], {"positions": "compact"}),
+        (dog, photographs[2], {"positions": "original"}),
+        # Both workers have this image's features by now, and another text needs no more.
+        (cup, photographs[0], {}),
+    ]
     with serve(
         checkpoint.llava,
         clip_model=checkpoint.clip,
@@ -35,25 +41,19 @@ def test_tensor_parallel_workers_behind_two_api_servers_answer_as_transformers(
         environment={**runner.environment, **TWO_WORKERS},
         log=tmp_path / "server.log",
     ) as running:
-        for question, photograph, positions in zip(questions, photographs, places, strict=False):
-            options = {"budget": 64, "positions": positions}
+        for question, photograph, chosen in asked:
+            options = {"budget": 64, **chosen}
             served = ask(running.url, user_turn(question, photograph), options, 12)
             kept = reference.choose(photograph, [question], 64).kept
             prompt = f"USER: <image>\n{question} ASSISTANT:"
-            original = positions == "original"
+            original = chosen.get("positions", "original") == "original"
             tokens = reference.generate(prompt, [photograph], [kept], 12, original=original)
             assert list(served.token_ids) == tokens
-        # Both workers have the image's features by now, and another text needs no more.
-        served = ask(running.url, user_turn(questions[1], photographs[0]), {"budget": 64}, 12)
-        kept = reference.choose(photographs[0], [questions[1]], 64).kept
-        prompt = f"USER: <image>\n{questions[1]} ASSISTANT:"
-        tokens = reference.generate(prompt, [photographs[0]], [kept], 12, original=True)
-        assert list(served.token_ids) == tokens
         # Its keys are means over heads, half of which each worker has.
         merging = {"method": "tome", "budget": 100, "positions": "original"}
-        served = ask(running.url, user_turn(questions[0], photographs[0]), merging, 12)
+        served = ask(running.url, user_turn(left, photographs[0]), merging, 12)
         beside = TransformersBackend(checkpoint.llava, checkpoint.clip)
-        [expected] = beside.answer([Question(photographs[0], questions[0], merging, 12)])
+        [expected] = beside.answer([Question(photographs[0], left, merging, 12)])
         assert served.token_ids == expected.token_ids
         metrics = httpx.get(f"{running.url}/metrics", timeout=30).text.splitlines()
     # One observation a request: of the ranks only the first counts, of the servers all do.

@@ -2,7 +2,7 @@
 
 vLLM's real engine runs in this process, with hooks on the loaded model. In every repetition each
 budget gets two new images and two new texts and asks all four pairs of them, one request at a
-time; the order of budgets rotates.
+time; no budget gains from the order.
 """
 
 import argparse

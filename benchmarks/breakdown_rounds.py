@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.breakdown_engine import Answer, Engine, Questions
 from benchmarks.breakdown_settings import Settings
+from benchmarks.conditions import balanced
 from benchmarks.machine import OtherLoad
 
 #: What is new about a request: which of two images and which of two texts it has, in this order.
@@ -49,15 +50,14 @@ def measure(
     """Ask everything once to warm up, then once a repetition.
 
     In each, every case gets two images and two texts of its own and asks ``states`` of them (see
-    :data:`STATES`); the order of cases rotates.
+    :data:`STATES`); no case gains from the order.
     """
     questions, requests = Questions(settings.seed), []
     with _progress(console) as progress:
         task = progress.add_task("", total=(1 + settings.repetitions) * len(cases) * len(states))
         for repetition in range(-1, settings.repetitions):
             other_load, answers = OtherLoad(), []
-            start = repetition % len(cases)
-            for case in [*cases[start:], *cases[:start]]:
+            for case in balanced(cases, repetition):
                 images = [questions.image() for _ in range(2)]
                 texts = [questions.text() for _ in range(2)]
                 for state, (image, text) in states.items():

@@ -1,7 +1,7 @@
 """The paper's Table 6 in vLLM: what pruning saves of operations, time, KV cache and activations.
 
 Unpruned, VisPruner and LiteLVLM on vLLM's real engine in this process, one request at a time,
-image and text always new. Every repetition asks once for each row, and the order rotates.
+image and text always new. Every repetition asks once for each row; none gains from the order.
 """
 
 import argparse

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.client import Block, MeasurementError, Session, check_prompt_lengths
-from benchmarks.conditions import STOCK, UNCACHED, Condition, rotated
+from benchmarks.conditions import STOCK, UNCACHED, Condition, balanced
 from benchmarks.engine import (
     FEATURE_HITS,
     FEATURE_QUERIES,
@@ -44,7 +44,7 @@ def places(settings: Settings) -> Iterator[Place]:
     """Every block, in the order of measurement: a round holds all cases and conditions."""
     for number in range(settings.rounds):
         for case in settings.cases:
-            for condition in rotated(settings.conditions(case.workload), number):
+            for condition in balanced(settings.conditions(case.workload), number):
                 yield Place(number, case, condition)
 
 

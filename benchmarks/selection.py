@@ -1,9 +1,9 @@
 """Selection time of every pruning method beside LiteLVLM's, in one run.
 
 Inputs are made up, so no checkpoint is needed. In every round each method selects once (a short
-selection several times) from every size of batch, and the order rotates from round to round. At
-the vision tower's own number of patches, the guidance that a method reads, and the tower itself,
-are measured in the same rounds.
+selection several times) from every size of batch, in an order that favours none. At the vision
+tower's own number of patches, the guidance that a method reads, and the tower itself, are measured
+in the same rounds.
 """
 
 import argparse

@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from benchmarks.conditions import balanced
 from benchmarks.machine import OtherLoad
-from benchmarks.rounds import rotated
 from benchmarks.selection_inputs import Inputs, Size
 from vllm_litelvlm.demo.checkpoint import Geometry
 from vllm_litelvlm.pruning.base import Pruner
@@ -85,9 +85,9 @@ def measure(settings: Settings, pruners: dict[str, Pruner], console: Console) ->
     with _progress(console) as progress:
         bar = progress.add_task("", total=settings.rounds * sum(map(len, tasks.values())))
         for number in range(settings.rounds):
-            for size in rotated(settings.sizes, number):
+            for size in balanced(settings.sizes, number):
                 other_load, times = OtherLoad(), []
-                for what, method in rotated(tasks[size], number):
+                for what, method in balanced(tasks[size], number):
                     place = f"{number + 1}: {size.images} x {size.patches}"
                     progress.update(bar, description=f"round {place}, {method or what}")
                     action = _action(inputs, pruners, (what, method), size)

@@ -3,7 +3,7 @@
 Real servers run with the same arguments: stock, where the plugin is not even loaded, and
 ``--plugin litelvlm`` (twice where its caches are compared with none). They are measured in turn,
 never at the same time: in every round each condition answers the same number of new requests of
-the same workload under the same load, and the order rotates from round to round.
+the same workload under the same load, in an order that favours none.
 """
 
 import argparse

@@ -4,9 +4,11 @@ import base64
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from rich.console import Console
 from benchmarks import rounds
 from benchmarks.checkpoints import Source
 from benchmarks.client import Block, MeasurementError, Timing, check_prompt_lengths
-from benchmarks.conditions import PLUGIN, STOCK, STOCK_NAME, UNCACHED, conditions_of, rotated
+from benchmarks.conditions import PLUGIN, STOCK, STOCK_NAME, UNCACHED, balanced, conditions_of
 from benchmarks.engine import Capacity, capacity, metric
 from benchmarks.machine import Machine, OtherLoad, package_versions
 from benchmarks.record import Record
@@ -273,13 +275,18 @@ def test_prompt_lengths_refuse_a_block_without_requests() -> None:
         check_prompt_lengths([], full=[], removed=448)
 
 
-def test_rotation_gives_every_condition_every_place() -> None:
-    conditions = [None, 576, 128]
-    orders = [rotated(conditions, number) for number in range(3)]
-    assert orders[0] == conditions
-    assert orders[1] == [576, 128, None]
-    assert all(set(found) == set(conditions) for found in zip(*orders, strict=True))
-    assert rotated(conditions, 3) == conditions
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 6])
+def test_every_item_has_every_place_and_follows_every_other_equally_often(count: int) -> None:
+    items = list("abcdef"[:count])
+    rounds = count if count % 2 == 0 else 2 * count
+    orders = [balanced(items, number) for number in range(rounds)]
+    assert orders[0][0] == "a"
+    assert all(sorted(order) == items for order in orders)
+    had = Counter(place for order in orders for place in enumerate(order))
+    assert len(had) == count**2 and set(had.values()) == {rounds // count}
+    followed = Counter(pair for order in orders for pair in pairwise(order))
+    assert len(followed) == count * (count - 1) and len(set(followed.values())) <= 1
+    assert balanced(items, 2 * count) == orders[0]
 
 
 def test_every_round_measures_every_case_under_every_condition() -> None:

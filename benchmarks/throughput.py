@@ -7,8 +7,6 @@ the same workload under the same load, in an order that favours none.
 """
 
 import argparse
-import os
-import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -23,7 +21,7 @@ from benchmarks import checkpoints
 from benchmarks.arguments import count, positive
 from benchmarks.client import MeasurementError
 from benchmarks.conditions import COMPACT, METHODS, ORIGINAL
-from benchmarks.machine import Machine, package_versions
+from benchmarks.machine import Machine, command_line, package_versions
 from benchmarks.record import Record
 from benchmarks.report import summarise, tables, write
 from benchmarks.rounds import measure
@@ -52,9 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     rows = summarise(settings, record.blocks)
     model = settings.source.name
-    # vLLM's own variables change what is measured as much as arguments do.
-    variables = [f"{name}={value}" for name, value in os.environ.items() if name[:5] == "VLLM_"]
-    command = shlex.join([*variables, "python", "-m", "benchmarks.throughput", *given])
+    command = command_line("benchmarks.throughput", given)
     write(settings, record, rows, machine, model=model, command=command)
     for workload in settings.workloads:
         some = [row for row in rows if row.case.workload == workload]

@@ -283,9 +283,11 @@ def test_every_item_has_every_place_and_follows_every_other_equally_often(count:
     assert orders[0][0] == "a"
     assert all(sorted(order) == items for order in orders)
     had = Counter(place for order in orders for place in enumerate(order))
-    assert len(had) == count**2 and set(had.values()) == {rounds // count}
+    assert len(had) == count**2
+    assert set(had.values()) == {rounds // count}
     followed = Counter(pair for order in orders for pair in pairwise(order))
-    assert len(followed) == count * (count - 1) and len(set(followed.values())) <= 1
+    assert len(followed) == count * (count - 1)
+    assert len(set(followed.values())) <= 1
     assert balanced(items, 2 * count) == orders[0]
 
 

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = breakdown_settings.parse(arguments_parser(), given)
     console = Console(stderr=True)
-    machine = Machine.describe()
+    machine, command = Machine.describe(), command_line("benchmarks.breakdown", given)
     try:
         settings = Settings.of(options, console)
         settings.check_budgets(most=settings.visual_tokens)
@@ -36,7 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"error: {error}", style="red", markup=False, highlight=False)
         return 1
     rows = summarise(settings, requests)
-    command = command_line("benchmarks.breakdown", given)
     write(settings, requests, rows, machine, command=command)
     print(markdown(rows))
     console.print(f"Written to {settings.output}: results.json, table.md, plot.png")

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = arguments_parser().parse_args(given)
     console = Console(stderr=True)
-    machine = Machine.describe()
+    machine, command = Machine.describe(), command_line("benchmarks.selection", given)
     try:
         settings = _settings(options)
         pruners = {method: build_pruner(method, {}) for method in settings.methods}
@@ -38,7 +38,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"error: {error}", style="red", markup=False, highlight=False)
         return 1
     summary = summarise(settings, blocks)
-    command = command_line("benchmarks.selection", given)
     write(settings, blocks, summary, machine, command=command)
     print(markdown(settings, summary))
     console.print(f"Written to {settings.output}: results.json, table.md, plot.png")

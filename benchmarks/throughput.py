@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(given)
     checkpoints.check_arguments(parser, options)
     console = Console(stderr=True)
-    machine = Machine.describe()
+    machine, command = Machine.describe(), command_line("benchmarks.throughput", given)
     try:
         settings = _settings(options, console)
         if settings.budgets[0] > settings.visual_tokens:
@@ -50,7 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     rows = summarise(settings, record.blocks)
     model = settings.source.name
-    command = command_line("benchmarks.throughput", given)
     write(settings, record, rows, machine, model=model, command=command)
     for workload in settings.workloads:
         some = [row for row in rows if row.case.workload == workload]

@@ -78,7 +78,10 @@ class OtherLoad:
 
 
 def command_line(module: str, arguments: Sequence[str]) -> str:
-    """The command that measures this again, with the variables that matter."""
+    """The command that measures this again, with the variables that matter.
+
+    To be asked before an engine starts in this process: vLLM adds variables of its own.
+    """
     matter = [name for name in os.environ if name.startswith(_VARIABLES)]
     variables = [f"{name}={os.environ[name]}" for name in matter]
     return shlex.join([*variables, "python", "-m", module, *arguments])

@@ -137,7 +137,7 @@ def test_table_and_json_agree(folder: Path, result: dict[str, Any]) -> None:
 
 
 def test_result_holds_what_it_takes_to_repeat_it(folder: Path, result: dict[str, Any]) -> None:
-    assert result["command"].startswith("python -m benchmarks.efficiency --geometry tiny")
+    assert "python -m benchmarks.efficiency --geometry tiny" in result["command"]
     assert result["command"] in (folder / "table.md").read_text()
     assert {"machine", "versions", "finished", "threads", "settings"} <= set(result)
     with Image.open(folder / "plot.png") as plot:

@@ -1,5 +1,6 @@
 """Each example runs as its docstring says."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai import OpenAI
 from PIL import Image
 
+from tests.e2e.client import request, user_turn
+from tests.e2e.runners import on_v1_alone
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -72,3 +76,29 @@ def test_offline_class_answers_at_every_budget(checkpoint: Checkpoint, photograp
     )
     whole, third, small = prompt_tokens(printed)
     assert (whole - third, whole - small) == (576 - 192, 576 - 64)
+
+
+@on_v1_alone
+def test_engines_in_ray_actors_answer_as_a_server_does(
+    server: Any, checkpoint: Checkpoint, photographs: Sequence[Image.Image], tmp_path: Path
+) -> None:
+    questions, expected = [], []
+    for number, photograph in enumerate(photographs[:3]):
+        photograph.save(tmp_path / f"{number}.png")
+        for text in ("Where is the cup?", "Is there a spoon?"):
+            questions.append({"image": str(tmp_path / f"{number}.png"), "text": text})
+            asked = request(user_turn(text, photograph), {"budget": 64}, tokens=4)
+            client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
+            completion = client.chat.completions.create(**asked)
+            answer = (completion.choices[0].message.content or "").strip()
+            tokens = completion.usage.prompt_tokens
+            expected.append({**questions[-1], "answer": answer, "prompt_tokens": tokens})
+    asking, answering = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    asking.write_text("".join(json.dumps(question) + "\n" for question in questions))
+    run(
+        "ray_batch.py",
+        *[str(checkpoint.llava), str(asking), str(answering)],
+        *["--clip-model", str(checkpoint.clip), "--dtype", "float32", "--max-tokens", "4"],
+        *["--budget", "64", "--engines", "2", "--batch-size", "2"],
+    )
+    assert [json.loads(line) for line in answering.read_text().splitlines()] == expected

@@ -9,8 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.breakdown_engine import Answer, Engine, Questions
 from benchmarks.breakdown_settings import Settings
-from benchmarks.conditions import balanced
 from benchmarks.machine import OtherLoad
+from benchmarks.order import balanced
 
 #: What is new about a request: which of two images and which of two texts it has, in this order.
 STATES = {

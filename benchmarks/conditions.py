@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from benchmarks.workload import Conversation
 from vllm_litelvlm.activation import PLUGIN_NAME
@@ -22,8 +22,6 @@ KEEP_ALL = "keep-all"
 COMPACT, ORIGINAL = "compact", "original"
 #: Methods that keep as many tokens as they are told.
 METHODS = tuple(name for name in method_names() if name != KEEP_ALL)
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -80,19 +78,6 @@ def conditions_of(
             for place in places:
                 found += ways(method, {"method": method, "budget": budget, **place})
     return tuple(found)
-
-
-def balanced(items: Sequence[Item], round: int) -> list[Item]:
-    """The order of a round: over ``2 * len(items)`` rounds nobody has an advantage of it.
-
-    Each item then has had every place twice, and has followed every other equally often, whose
-    traces in caches and memory it may find (a Williams design); an even number of items needs
-    only half the rounds.
-    """
-    count = len(items)
-    zigzag = [place // 2 + 1 if place % 2 else -(place // 2) for place in range(count)]
-    order = [items[(step + round) % count] for step in zigzag]
-    return order[::-1] if round // count % 2 else order
 
 
 def _plain(method: str, options: Mapping[str, Any]) -> list[Condition]:

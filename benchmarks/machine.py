@@ -82,8 +82,9 @@ def command_line(module: str, arguments: Sequence[str]) -> str:
 
     To be asked before an engine starts in this process: vLLM adds variables of its own.
     """
-    matter = [name for name in os.environ if name.startswith(_VARIABLES)]
-    variables = [f"{name}={os.environ[name]}" for name in matter]
+    variables = [
+        f"{name}={value}" for name, value in os.environ.items() if name.startswith(_VARIABLES)
+    ]
     return shlex.join([*variables, "python", "-m", module, *arguments])
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.client import Block, MeasurementError, Session, check_prompt_lengths
-from benchmarks.conditions import STOCK, UNCACHED, Condition, balanced
+from benchmarks.conditions import STOCK, UNCACHED, Condition
 from benchmarks.engine import (
     FEATURE_HITS,
     FEATURE_QUERIES,
@@ -21,6 +21,7 @@ from benchmarks.engine import (
     prompt_lengths,
     read_metrics,
 )
+from benchmarks.order import balanced
 from benchmarks.record import Record
 from benchmarks.settings import Case, Settings
 from benchmarks.workload import Conversation, Workload, arrivals

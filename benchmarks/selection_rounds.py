@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.conditions import balanced
 from benchmarks.machine import OtherLoad
+from benchmarks.order import balanced
 from benchmarks.selection_inputs import Inputs, Size
 from vllm_litelvlm.demo.checkpoint import Geometry
 from vllm_litelvlm.pruning.base import Pruner

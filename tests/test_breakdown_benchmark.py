@@ -6,6 +6,7 @@ vLLM changes the process that it runs in, so the run has one of its own.
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -152,7 +153,9 @@ def test_tables_and_json_agree(folder: Path, result: dict[str, Any]) -> None:
 
 
 def test_result_holds_what_it_takes_to_repeat_it(folder: Path, result: dict[str, Any]) -> None:
-    assert "python -m benchmarks.breakdown --geometry tiny" in result["command"]
+    command = r"(\w+=\S+ )*python -m benchmarks\.breakdown --geometry tiny"
+    assert re.match(command, result["command"])
+    assert "VLLM_CPU_KVCACHE_SPACE=1 " in result["command"]
     assert result["command"] in (folder / "table.md").read_text()
     assert {"machine", "versions", "finished", "threads", "settings"} <= set(result)
     assert all(request["other_load"] >= 0 for request in result["requests"])

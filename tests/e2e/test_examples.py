@@ -83,16 +83,16 @@ def test_engines_in_ray_actors_answer_as_a_server_does(
     server: Any, checkpoint: Checkpoint, photographs: Sequence[Image.Image], tmp_path: Path
 ) -> None:
     questions, expected = [], []
-    for number, photograph in enumerate(photographs[:3]):
-        photograph.save(tmp_path / f"{number}.png")
-        for text in ("Where is the cup?", "Is there a spoon?"):
-            questions.append({"image": str(tmp_path / f"{number}.png"), "text": text})
-            asked = request(user_turn(text, photograph), {"budget": 64}, tokens=4)
-            client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
-            completion = client.chat.completions.create(**asked)
-            answer = (completion.choices[0].message.content or "").strip()
-            tokens = completion.usage.prompt_tokens
-            expected.append({**questions[-1], "answer": answer, "prompt_tokens": tokens})
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+        for number, photograph in enumerate(photographs[:3]):
+            photograph.save(tmp_path / f"{number}.png")
+            for text in ("Where is the cup?", "Is there a spoon?"):
+                questions.append({"image": str(tmp_path / f"{number}.png"), "text": text})
+                asked = request(user_turn(text, photograph), {"budget": 64}, tokens=4)
+                completion = client.chat.completions.create(**asked)
+                answer = (completion.choices[0].message.content or "").strip()
+                tokens = completion.usage.prompt_tokens
+                expected.append({**questions[-1], "answer": answer, "prompt_tokens": tokens})
     asking, answering = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
     asking.write_text("".join(json.dumps(question) + "\n" for question in questions))
     run(

@@ -12,6 +12,8 @@ import vllm_litelvlm
 
 PACKAGE = Path(vllm_litelvlm.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
+#: The one file that imports Triton; nothing loads it without a GPU.
+KERNEL = "pruning/farthest_kernel.py"
 
 # Every layer and what it may import besides itself. "package" is vllm_litelvlm/__init__.py.
 BELOW = {
@@ -111,7 +113,8 @@ def test_lower_layer_imports_few_libraries(layer: str) -> None:
     files = [file for file in FILES if layer_of(file) == layer]
     assert files
     for file in files:
-        assert libraries_imported(file.read_text()) - {"vllm_litelvlm"} <= allowed, in_file(file)
+        here = allowed | ({"triton"} if in_file(file) == KERNEL else set())
+        assert libraries_imported(file.read_text()) - {"vllm_litelvlm"} <= here, in_file(file)
 
 
 def test_vision_imports_torch_transformers_and_their_formats_only() -> None:
@@ -152,4 +155,4 @@ def test_methods_load_without_transformers_and_vllm() -> None:
     )
     loaded = _modules_after(statement)
     assert "torch" in loaded
-    assert not loaded & {"vllm", "transformers"}
+    assert not loaded & {"vllm", "transformers", "triton"}

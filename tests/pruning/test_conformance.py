@@ -18,7 +18,8 @@ from tests.pruning.helpers import (
 )
 from vllm_litelvlm.options import OptionsError
 from vllm_litelvlm.pruning.base import CLS, Pruner, Selection, Signal, Signals, keep
-from vllm_litelvlm.pruning.batch import needed_signals, prune
+from vllm_litelvlm.pruning.batch import choose_bases, needed_signals, prune
+from vllm_litelvlm.pruning.order import Layer, Order
 from vllm_litelvlm.pruning.registry import build_pruner, method_names, pruner_class
 
 BUDGETS = [1, 2, 29, 58, 64, 128, 144, 192, 288, 575, 576]
@@ -32,6 +33,9 @@ PRUNERS = [
     build_pruner("litelvlm", {"context": False, "direction": "high"}),
     build_pruner("litelvlm", {"guidance": "value"}),
     build_pruner("litelvlm", {"order": "context_first"}),
+    build_pruner("fovea", {"guidance": "similarity"}),
+    build_pruner("fovea", {"direction": "low", "context": 0.0}),
+    build_pruner("fovea", {"text": 0.0, "context": 0.0, "focus_text": 0.0}),
     build_pruner("context", {"variant": "reference"}),
     build_pruner("random", {"seed": 7}),
     build_pruner("trim", {"direction": "low"}),
@@ -44,7 +48,7 @@ PRUNERS = [
 ]
 #: Methods that change no token, and those that change none of the patches that they keep.
 SELECTING = {
-    *("litelvlm", "random", "context", "cls-attention", "vispruner"),
+    *("litelvlm", "fovea", "random", "context", "cls-attention", "vispruner"),
     *("divprune", "cdpruner", "keep-all"),
 }
 KEEPING = [p for p in PRUNERS if p.name in SELECTING | {"trim"}] + [
@@ -58,6 +62,7 @@ def _each(pruners: list[Pruner]) -> pytest.MarkDecorator:
 
 
 every_pruner = _each(PRUNERS)
+every_layered_pruner = _each([pruner for pruner in PRUNERS if pruner.layered])
 
 
 def _budget(pruner: Pruner, budget: int, patches: int = 576) -> int:
@@ -93,6 +98,11 @@ def _assert_whole(
     for indices in selection.indices.tolist():
         behind = sum(index >= patches for index in indices)
         assert indices[count - behind :] == list(range(patches, patches + behind))
+
+
+def _prune(signals: Signals, pruners: list[Pruner], budgets: list[int]) -> list[Selection]:
+    """A batch whose images all come in one layer."""
+    return prune(signals, list(map(Order, pruners, budgets)), [None] * signals.images)
 
 
 def _assert_same(left: Selection, right: Selection) -> None:
@@ -171,7 +181,7 @@ def test_mixed_methods_and_budgets_give_what_each_image_gets_alone() -> None:
     ]
     text_counts = [1 + number % 4 for number in range(len(pruners))]
     signals = random_signals(text_counts, patches=patches)
-    selections = prune(signals, pruners, budgets)
+    selections = _prune(signals, pruners, budgets)
     assert len(selections) == len(pruners)
     for image, (pruner, budget) in enumerate(zip(pruners, budgets, strict=True)):
         [alone] = pruner.select(without_padding(signals, image), budget).unbind()
@@ -180,8 +190,8 @@ def test_mixed_methods_and_budgets_give_what_each_image_gets_alone() -> None:
 
 
 def test_needed_signals_are_those_of_all_methods_together() -> None:
-    pruners = [build_pruner(name, {}) for name in ("trim", "visionzip", "tome")]
-    assert needed_signals(pruners) == {
+    orders = [Order(build_pruner(name, {}), 9) for name in ("trim", "visionzip", "tome")]
+    assert needed_signals(orders) == {
         *(Signal.FEATURES, Signal.SIMILARITY, Signal.CLS_ATTENTION),
         *(Signal.KEYS, Signal.TOWER),
     }
@@ -224,8 +234,8 @@ class Listed(Shortened):
 
 def test_options_that_cannot_be_hashed_are_told_apart() -> None:
     signals = random_signals([1, 1, 1], patches=36)
-    pruners = [Listed(rows=[1]), Listed(rows=[2]), Listed(rows=[1])]
-    assert [len(one.indices) for one in prune(signals, pruners, [9, 9, 9])] == [9, 9, 9]
+    pruners: list[Pruner] = [Listed(rows=[1]), Listed(rows=[2]), Listed(rows=[1])]
+    assert [len(one.indices) for one in _prune(signals, pruners, [9, 9, 9])] == [9, 9, 9]
 
 
 @pytest.mark.parametrize(
@@ -240,12 +250,12 @@ def test_options_that_cannot_be_hashed_are_told_apart() -> None:
 def test_method_that_breaks_its_promise_is_named(pruner: Pruner, found: str) -> None:
     signals = random_signals([1, 1, 1], patches=36)
     with pytest.raises(RuntimeError, match=f"'shortened' returned tokens of shape {found}"):
-        prune(signals, [pruner, build_pruner("random", {}), pruner], [9, 9, 9])
+        _prune(signals, [pruner, build_pruner("random", {}), pruner], [9, 9, 9])
 
 
 def test_method_may_promise_another_count_than_the_budget() -> None:
     signals = random_signals([1], patches=36)
-    [selection] = prune(signals, [Shortened(promised=2, returned=2)], [9])
+    [selection] = _prune(signals, [Shortened(promised=2, returned=2)], [9])
     assert selection.indices.tolist() == list(range(11))
 
 
@@ -413,8 +423,125 @@ def test_hidden_states_of_any_dtype_give_full_selections(
     _assert_whole(pruner, pruner.select(signals, budget), budget, 576, hidden)
 
 
+def _without_texts(pruner: Pruner, signals: Signals) -> Signals:
+    """What a base may read."""
+    needed = _only_what_is_needed(pruner, signals)
+    values = {name: value for name, value in needed.values.items() if name not in TEXT_SIGNALS}
+    return dataclasses.replace(needed, values=values)
+
+
+def _assert_layers(pruner: Pruner, signals: Signals, base: int, focus: int) -> None:
+    """Both layers have what they promise, without a patch in common, at every call."""
+    patches, untexted = signals.patches, _without_texts(pruner, signals)
+    members = pruner.choose_base(untexted, base)
+    assert members.shape == (signals.images, patches)
+    assert members.dtype == torch.bool
+    assert members.sum(dim=-1).tolist() == [base] * signals.images
+    before = members.clone()
+    needed = _only_what_is_needed(pruner, signals)
+    selection = pruner.choose_focus(needed, members, focus)
+    _assert_whole(pruner, selection, focus, patches, signals.patch_tokens)
+    assert not members.gather(1, selection.indices).any()
+    assert torch.equal(pruner.choose_base(untexted, base), members)
+    _assert_same(pruner.choose_focus(needed, members, focus), selection)
+    assert torch.equal(members, before)
+
+
+@every_layered_pruner
+@pytest.mark.parametrize(
+    ("base", "focus"), [(1, 1), (48, 16), (144, 48), (575, 1), (1, 575), (300, 276)]
+)
+def test_layers_have_the_promised_counts_and_share_nothing(
+    pruner: Pruner, base: int, focus: int
+) -> None:
+    _assert_layers(pruner, random_signals([1, 2, 0, 5]), base, focus)
+
+
+@every_layered_pruner
+def test_layers_of_small_images_share_nothing_up_to_all_patches(pruner: Pruner) -> None:
+    for patches in (4, 9):
+        for base in range(1, patches):
+            for focus in range(1, patches - base + 1):
+                _assert_layers(pruner, random_signals([1, 3, 0], patches=patches), base, focus)
+
+
+@every_layered_pruner
+@pytest.mark.parametrize("kind", DEGENERATE)
+def test_layers_of_degenerate_inputs_share_nothing(pruner: Pruner, kind: str) -> None:
+    changed, change = DEGENERATE[kind]
+    signals = random_signals([1, 3], patches=144, layers=1)
+    signals = with_values(
+        signals, {s: change(value) for s, value in signals.values.items() if s in changed}
+    )
+    for base, focus in [(1, 1), (27, 9), (72, 72)]:
+        _assert_layers(pruner, signals, base, focus)
+
+
+@every_layered_pruner
+def test_base_is_the_same_whatever_the_texts(pruner: Pruner) -> None:
+    signals = _without_texts(pruner, random_signals([1, 2, 5]))
+    untexted = dataclasses.replace(signals, text_counts=[0, 0, 0])
+    assert torch.equal(pruner.choose_base(signals, 48), pruner.choose_base(untexted, 48))
+
+
+@every_layered_pruner
+@pytest.mark.parametrize("images", [1, 3, 8])
+def test_layers_do_not_depend_on_batch_neighbours(pruner: Pruner, images: int) -> None:
+    text_counts = [1, 0, 5, 4, 3, 1, 2, 0][:images]
+    padded = random_signals([*text_counts, 5], seed=images).rows(range(images))
+    bases = pruner.choose_base(_without_texts(pruner, padded), 48)
+    together = pruner.choose_focus(padded, bases, 16).unbind()
+    for image, one in enumerate(together):
+        lonely = without_padding(padded, image)
+        base = pruner.choose_base(_without_texts(pruner, lonely), 48)
+        assert torch.equal(base[0], bases[image])
+        [alone] = pruner.choose_focus(lonely, base, 16).unbind()
+        _assert_same(alone, one)
+
+
+@every_layered_pruner
+def test_focus_without_any_text_goes_on_unguided(pruner: Pruner) -> None:
+    padded = random_signals([0, 0, 1]).rows([0, 1])
+    bare = with_values(padded, {signal: torch.empty(2, 0, 576) for signal in TEXT_SIGNALS})
+    base = pruner.choose_base(_without_texts(pruner, bare), 48)
+    selection = pruner.choose_focus(bare, base, 16)
+    _assert_same(selection, pruner.choose_focus(padded, base, 16))
+    assert not selection.guided.any()
+
+
+@every_layered_pruner
+def test_layers_of_a_mixed_batch_are_those_of_each_image_alone(pruner: Pruner) -> None:
+    signals = random_signals([1, 3, 0, 2], patches=144)
+    orders = [
+        Order(pruner, 16, Layer.FOCUS, base=48),
+        Order(pruner, 48, Layer.BASE, base=48),
+        Order(pruner, 16, Layer.FOCUS, base=32),
+        Order(pruner, 16),
+    ]
+    bases = choose_bases(signals.rows([0, 1, 2]), orders[:3])
+    first, second, third, whole = prune(signals, orders, [*bases, None])
+    alone = [without_padding(signals, image) for image in range(4)]
+    for image, focus in ((0, first), (2, third)):
+        base = pruner.choose_base(_without_texts(pruner, alone[image]), orders[image].base)
+        [expected] = pruner.choose_focus(alone[image], base, 16).unbind()
+        _assert_same(focus, expected)
+    [base] = pruner.choose_base(_without_texts(pruner, alone[1]), 48)
+    assert second.indices.tolist() == base.nonzero().flatten().tolist()
+    assert not second.guided.any()
+    _assert_same(whole, pruner.select(alone[3], 16).unbind()[0])
+
+
+def test_methods_that_do_not_choose_in_layers_say_so() -> None:
+    signals, pruner = random_signals([1]), build_pruner("random", {})
+    base = torch.zeros(1, 576, dtype=torch.bool)
+    with pytest.raises(NotImplementedError, match="random does not choose in layers"):
+        pruner.choose_base(signals, 9)
+    with pytest.raises(NotImplementedError, match="random does not choose in layers"):
+        pruner.choose_focus(signals, base, 9)
+
+
 def test_unknown_method_is_refused_by_naming_those_there_are() -> None:
-    with pytest.raises(OptionsError, match="'method' is 'magic'; allowed: litelvlm, random"):
+    with pytest.raises(OptionsError, match="'method' is 'magic'; allowed: litelvlm, fovea, random"):
         pruner_class("magic")
 
 

@@ -10,6 +10,7 @@ import torch
 from tests.pruning.helpers import random_signals, with_values
 from vllm_litelvlm.pruning.base import Selection, Signal, Signals
 from vllm_litelvlm.pruning.batch import prune
+from vllm_litelvlm.pruning.order import Order
 from vllm_litelvlm.pruning.registry import build_pruner
 
 
@@ -95,7 +96,7 @@ def test_selection_equals_the_re_derivation(
 
     for image, selection in enumerate(pruner.select(signals, budgets[0]).unbind()):
         assert_expected(selection, image, budgets[0])
-    for image, selection in enumerate(prune(signals, [pruner] * 3, budgets)):
+    for image, selection in enumerate(prune(signals, [Order(pruner, budget) for budget in budgets], [None] * 3)):
         assert_expected(selection, image, budgets[image])
 
 

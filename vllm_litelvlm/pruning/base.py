@@ -5,6 +5,7 @@ a batch of images, into a :class:`Selection`, the tokens that the language model
 signals that it needs, so that nothing else is computed, and it never changes its inputs.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -134,6 +135,11 @@ class Signals:
         )
 
     @property
+    def columns(self) -> int:
+        """Of the grid of patches, a square; where their number is none, the last row is short."""
+        return math.isqrt(self.patches - 1) + 1
+
+    @property
     def patch_tokens(self) -> Tensor:
         """Features of the patches alone, [images, patches, width], the tower's dtype."""
         return self[Signal.FEATURES][:, 1:]
@@ -186,6 +192,8 @@ class Pruner(StrictModel):
     reads_text: ClassVar[bool] = False
     #: Whether the method means nothing without a text, so that a request without one is refused.
     requires_text: ClassVar[bool] = False
+    #: Whether the method can choose in two layers, by :meth:`choose_base` and :meth:`choose_focus`.
+    layered: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -210,6 +218,24 @@ class Pruner(StrictModel):
 
         ``budget`` is from 1 to ``signals.patches``.
         """
+
+    def choose_base(self, signals: Signals, budget: int) -> Tensor:
+        """The first of two layers: what is kept of each image whatever is asked about it.
+
+        ``signals`` lack those of :data:`TEXT_SIGNALS`.
+
+        Returns:
+            Membership of ``budget`` patches an image, bool [images, patches].
+        """
+        raise NotImplementedError(f"{self.name} does not choose in layers")
+
+    def choose_focus(self, signals: Signals, base: Tensor, budget: int) -> Selection:
+        """The second layer: ``budget`` tokens an image for its texts, outside of its base.
+
+        Where an image has no text, the best that the base left. ``base`` is as
+        :meth:`choose_base` gives it.
+        """
+        raise NotImplementedError(f"{self.name} does not choose in layers")
 
 
 def keep(signals: Signals, indices: Tensor, guided: Tensor | None = None) -> Selection:

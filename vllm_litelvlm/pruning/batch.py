@@ -1,36 +1,75 @@
 """From a mixed batch to uniform ones: images that ask for the same are pruned together."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
-from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals
+import torch
+from torch import Tensor
+
+from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Selection, Signal, Signals, keep
+from vllm_litelvlm.pruning.order import Layer, Order
+from vllm_litelvlm.pruning.ranking import highest
 
 
-def needed_signals(pruners: Sequence[Pruner]) -> frozenset[Signal]:
-    """The signals that a batch's methods read, together."""
-    return frozenset().union(*(pruner.needs for pruner in pruners))
+def needed_signals(orders: Iterable[Order]) -> frozenset[Signal]:
+    """The signals that a batch's choices read, together."""
+    return frozenset().union(*(order.needs for order in orders))
 
 
-def prune(signals: Signals, pruners: Sequence[Pruner], budgets: Sequence[int]) -> list[Selection]:
+def choose_bases(signals: Signals, orders: Sequence[Order]) -> Tensor:
+    """The base of every image, of which each order asks for one layer.
+
+    Returns:
+        Membership, bool [images, patches].
+    """
+    bases: dict[int, Tensor] = {}
+    for images in _groups(orders, lambda order: order.base_key):
+        order = orders[images[0]]
+        chosen = order.pruner.choose_base(
+            signals.rows(images, order.pruner.needs - TEXT_SIGNALS), order.base
+        )
+        bases.update(zip(images, chosen.unbind(), strict=True))
+    return torch.stack([bases[image] for image in range(len(orders))])
+
+
+def prune(
+    signals: Signals, orders: Sequence[Order], bases: Sequence[Tensor | None]
+) -> list[Selection]:
     """One selection an image, without the leading dimension.
 
     Args:
-        signals: of the whole batch; at least :func:`needed_signals` of ``pruners``.
-        pruners: one an image.
-        budgets: one an image, each from 1 to ``signals.patches``.
+        signals: of the whole batch; at least :func:`needed_signals` of ``orders``.
+        orders: one an image, each with a budget from 1 to ``signals.patches``.
+        bases: of those images of which one layer is asked for, bool [patches].
     """
-    groups: dict[tuple[str, str, int], list[int]] = defaultdict(list)
-    for image, (pruner, budget) in enumerate(zip(pruners, budgets, strict=True)):
-        groups[pruner.name, pruner.model_dump_json(), budget].append(image)
     chosen: dict[int, Selection] = {}
-    for images in groups.values():
-        pruner, budget = pruners[images[0]], budgets[images[0]]
-        selection = pruner.select(signals.rows(images, pruner.needs), budget)
-        promised = (len(images), pruner.output_count(budget))
+    for images in _groups(orders, lambda order: (order.base_key, order.layer, order.budget)):
+        order = orders[images[0]]
+        some = signals.rows(images, order.needs | {Signal.FEATURES})
+        selection = _select(some, order, [bases[image] for image in images])
+        promised = (len(images), order.count)
         if selection.tokens.shape[:2] != promised:
             raise RuntimeError(
-                f"pruning method {pruner.name!r} returned tokens of shape "
+                f"pruning method {order.pruner.name!r} returned tokens of shape "
                 f"{list(selection.tokens.shape)}; it promised {list(promised)} (images, tokens)"
             )
         chosen.update(zip(images, selection.unbind(), strict=True))
-    return [chosen[image] for image in range(len(pruners))]
+    return [chosen[image] for image in range(len(orders))]
+
+
+def _select(signals: Signals, order: Order, bases: Sequence[Tensor | None]) -> Selection:
+    """One layer of images that ask for the same."""
+    if order.layer is Layer.WHOLE:
+        return order.pruner.select(signals, order.budget)
+    base = torch.stack([one for one in bases if one is not None])
+    if order.layer is Layer.FOCUS:
+        return order.pruner.choose_focus(signals, base, order.budget)
+    return keep(signals, highest(base.to(torch.uint8), order.budget))  # equals in raster order
+
+
+def _groups(orders: Sequence[Order], key: Callable[[Order], Hashable]) -> list[list[int]]:
+    """Numbers of equal orders, together."""
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for number, order in enumerate(orders):
+        groups[key(order)].append(number)
+    return list(groups.values())

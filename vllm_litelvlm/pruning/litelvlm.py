@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, keep, to_device
 from vllm_litelvlm.pruning.context import context_signal
-from vllm_litelvlm.pruning.ranking import highest, part, ranks, raster
+from vllm_litelvlm.pruning.ranking import highest, membership, part, ranks, raster
 
 
 class LiteLVLM(Pruner):
@@ -33,6 +33,10 @@ class LiteLVLM(Pruner):
     The rest of the budget goes to the patches outside S with the highest context score (Eq. 5).
     Without any text S is empty.
 
+    In two layers, which are this package's own, the base has the highest context scores, and the
+    focus the lowest keys outside of it, whose ranks are those among all patches; ``share``,
+    ``context`` and ``order`` have no say. Without a text the focus goes on by context.
+
     Deviations: the paper gives no rule for a fixed share, or no context, with N > 1; ordering by
     the key is ours, and agrees with the intersection and the union wherever those are defined.
     Ties go to the lower patch index.
@@ -41,6 +45,7 @@ class LiteLVLM(Pruner):
     name: ClassVar[str] = "litelvlm"
     paper: ClassVar[str] = "LiteLVLM (ICML 2026)"
     reads_text: ClassVar[bool] = True
+    layered: ClassVar[bool] = True
 
     variant: Literal["paper", "reference"] = Field(
         "paper", description='"paper" or "reference" (the authors\' released code)'
@@ -84,6 +89,20 @@ class LiteLVLM(Pruner):
         else:  # False sorts before True, and a stable sort keeps the score order within each
             kept = kept.gather(1, torch.sort(by_text.to(torch.uint8), dim=-1, stable=True).indices)
         return keep(signals, kept, guided.gather(1, kept))
+
+    def choose_base(self, signals: Signals, budget: int) -> Tensor:
+        """The highest context scores."""
+        context = signals[context_signal(self.variant)]
+        return membership(highest(context, budget), signals.patches)
+
+    def choose_focus(self, signals: Signals, base: Tensor, budget: int) -> Selection:
+        """The lowest keys outside of the base, in raster order."""
+        has_text = to_device([texts > 0 for texts in signals.text_counts], signals.device).bool()
+        by_context = ranks(-signals[context_signal(self.variant)])
+        key = torch.where(has_text[:, None], self._key(signals), by_context)
+        # Every key that counts is below the number of patches.
+        kept = raster(highest(-key.masked_fill(base, signals.patches), budget))
+        return keep(signals, kept, has_text[:, None].expand_as(kept))
 
     def _similarity_set(self, signals: Signals, budget: int) -> Tensor:
         """Members of S, bool [images, patches]."""

@@ -12,12 +12,14 @@ from vllm_litelvlm.options import COMMON_OPTIONS, PruningOptions, parse
 from vllm_litelvlm.pruning.base import Pruner
 from vllm_litelvlm.pruning.decoder import DecoderPruner
 from vllm_litelvlm.pruning.keep_all import KeepAll
+from vllm_litelvlm.pruning.ranking import part
 
 #: Third parties add a method by an entry point of this group: ``name = "module:Class"``.
 ENTRY_POINT_GROUP = "vllm_litelvlm.pruners"
 
 _BUILT_IN = {
     "litelvlm": "vllm_litelvlm.pruning.litelvlm:LiteLVLM",
+    "fovea": "vllm_litelvlm.pruning.fovea:Fovea",
     "random": "vllm_litelvlm.pruning.random:Random",
     "context": "vllm_litelvlm.pruning.context:ContextOnly",
     "cls-attention": "vllm_litelvlm.pruning.cls_attention:ClsAttention",
@@ -102,6 +104,29 @@ def settle(options: PruningOptions, patches: int) -> tuple[Pruner, int]:
     if budget == patches or isinstance(pruner, KeepAll):
         return KeepAll(), patches
     return pruner, budget
+
+
+def settle_focus(options: PruningOptions, pruner: Pruner, budget: int) -> int:
+    """How many of a settled budget's tokens the text chooses in a layer of its own; 0 for none.
+
+    Raises OptionsError for a method that does not choose in layers, and for a budget that leaves
+    no base.
+    """
+    if options.focus == 0 or isinstance(pruner, KeepAll):
+        return 0
+    if not pruner.layered:
+        layered = ", ".join(name for name in _BUILT_IN if pruner_class(name).layered)
+        raise OptionsError(
+            f"litelvlm option 'focus' is {options.focus}, but method {pruner.name!r} does not "
+            f"choose in layers; these do: {layered}. Leave 'focus' out, or choose one of them."
+        )
+    focus = max(1, part(budget, options.focus))
+    if focus >= budget:
+        raise OptionsError(
+            f"litelvlm option 'focus' is {options.focus}, which comes to {focus} of {budget} "
+            "tokens and leaves none for a base; ask for a larger budget or a smaller focus."
+        )
+    return focus
 
 
 def check_texts(method: str, texts: Sequence[str]) -> None:

@@ -1,0 +1,160 @@
+"""Farthest points by hand, against loops over integers, and the GPU's kernel against the CPU's."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from vllm_litelvlm.pruning.farthest import farthest_points, gaps_to
+
+#: (images, patches, columns): squares, rows that are cut short, lines.
+SHAPES = [(1, 1, 1), (2, 9, 3), (2, 36, 6), (3, 11, 4), (2, 7, 7), (1, 7, 1)]
+
+
+def derive(weights: list[int], columns: int, count: int, base: list[int]) -> list[int]:
+    """Choices with loops over whole numbers."""
+    chosen: list[int] = []
+    for _ in range(count):
+        best, most = -1, -1
+        for patch, weight in enumerate(weights):
+            near = [
+                (patch // columns - other // columns) ** 2
+                + (patch % columns - other % columns) ** 2
+                for other in base + chosen
+            ]
+            score = weight * min(near, default=1)
+            if patch not in base + chosen and score > most:
+                best, most = patch, score
+        chosen.append(best)
+    return chosen
+
+
+def whole_weights(images: int, patches: int, seed: int, heaviest: int = 4) -> Tensor:
+    """Few different whole numbers, so that most choices are ties."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(1, 1 + heaviest, (images, patches), generator=generator).float()
+
+
+def random_base(images: int, patches: int, members: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    places = torch.rand(images, patches, generator=generator).argsort(dim=-1)[:, :members]
+    return torch.zeros(images, patches, dtype=torch.bool).scatter(1, places, True)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("heaviest", [1, 4, 1000])
+def test_choices_equal_those_of_loops(shape: tuple[int, int, int], heaviest: int) -> None:
+    images, patches, columns = shape
+    for seed in range(8):
+        weights = whole_weights(images, patches, seed, heaviest)
+        members = random.Random(seed).randrange(patches)
+        base = random_base(images, patches, members, seed) if seed % 2 else None
+        count = patches - (members if seed % 2 else 0)
+        found = farthest_points(weights, columns, count, base)
+        assert found.dtype == torch.int64
+        given = [[] for _ in weights] if base is None else [m.nonzero().flatten() for m in base]
+        assert found.tolist() == [
+            derive([int(w) for w in one], columns, count, [int(patch) for patch in before])
+            for one, before in zip(weights, given, strict=True)
+        ]
+
+
+def test_equal_weights_give_corners_then_the_middle() -> None:
+    assert farthest_points(torch.ones(1, 9), 3, 5).tolist() == [[0, 8, 2, 6, 4]]
+
+
+def test_weight_outdoes_distance_where_it_is_large_enough() -> None:
+    weights = torch.ones(1, 9)
+    weights[0, 4] = 9  # the middle first, and nothing is heavier next to it
+    weights[0, 1] = 3  # 3 * 1 above a corner's 1 * 2
+    assert farthest_points(weights, 3, 3).tolist() == [[4, 1, 6]]
+
+
+def test_gaps_are_squared_distances_to_the_nearest_of_the_base() -> None:
+    base = torch.zeros(2, 11, dtype=torch.bool)
+    base[0, [0, 10]] = True
+    gaps = gaps_to(base, 4)
+    assert gaps[0].view(-1).tolist() == [0, 1, 4, 5, 1, 2, 1, 2, 4, 1, 0]
+    assert gaps[1].tolist() == [16] * 11  # no base: a power of two above 2² + 3²
+
+
+def test_neither_weights_nor_base_are_changed() -> None:
+    weights, base = whole_weights(2, 64, 0), random_base(2, 64, 5, 0)
+    before = weights.clone(), base.clone()
+    farthest_points(weights, 8, 20, base)
+    assert torch.equal(weights, before[0])
+    assert torch.equal(base, before[1])
+
+
+KERNEL_EQUALS_LOOP = """
+import torch
+from tests.pruning.test_farthest import SHAPES, random_base, whole_weights
+from vllm_litelvlm.pruning.farthest import choose_one_by_one, gaps_to
+from vllm_litelvlm.pruning.farthest_kernel import choose_in_one_launch
+
+cases = [(*shape, patches) for shape in SHAPES for patches in [shape[1]]]
+cases += [(1, 576, 24, 24), (1, 2880, 54, 4), (2, 300, 18, 12)]
+for seed, (images, patches, columns, count) in enumerate(cases):
+    for members in {0, patches // 5}:
+        torch.manual_seed(seed)
+        base = random_base(images, patches, members, seed)
+        gaps = gaps_to(base, columns)
+        for weights in (whole_weights(images, patches, seed), 1 + 12 * torch.rand(images, patches)):
+            case = weights, gaps, columns, min(count, patches - members)
+            found, expected = choose_in_one_launch(*case), choose_one_by_one(*case)
+            assert torch.equal(found, expected), (images, patches, members, found, expected)
+            print("equal", flush=True)
+"""
+
+KERNEL_COMPILES = """
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from vllm_litelvlm.pruning.farthest_kernel import _choose
+
+types = {"weights": "*fp32", "gaps": "*fp32", "chosen": "*i64"}
+types |= dict.fromkeys(["patches", "columns", "count"], "i32")
+source = ASTSource(_choose, {**types, "block": "constexpr"}, {"block": 1024})
+print(*compile(source, target=GPUTarget("cuda", 90, 32)).asm)
+"""
+
+
+def _run(program: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_kernel_chooses_what_the_loop_chooses() -> None:
+    """In Triton's interpreter, which computes on a CPU."""
+    pytest.importorskip("triton")
+    assert _run(KERNEL_EQUALS_LOOP, TRITON_INTERPRET="1").split() == ["equal"] * 34
+
+
+def test_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
+    """The interpreter takes Python that the compiler refuses."""
+    pytest.importorskip("triton")
+    assert "ptx" in _run(KERNEL_COMPILES, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_chooses_what_the_cpu_chooses() -> None:
+    for images, patches, columns in [*SHAPES, (8, 576, 24), (3, 2880, 54)]:
+        for base in (None, random_base(images, patches, patches // 5, 0)):
+            weights = 1 + 12 * torch.rand(images, patches)
+            count = patches - patches // 5
+            on_gpu = farthest_points(
+                weights.cuda(), columns, count, None if base is None else base.cuda()
+            )
+            assert torch.equal(on_gpu.cpu(), farthest_points(weights, columns, count, base))

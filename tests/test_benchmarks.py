@@ -5,6 +5,8 @@ import io
 import json
 import math
 import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,9 +19,17 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks import rounds
+from benchmarks.beside import Beside
 from benchmarks.checkpoints import Source
 from benchmarks.client import Block, MeasurementError, Timing, check_prompt_lengths
-from benchmarks.conditions import PLUGIN, STOCK, STOCK_NAME, UNCACHED, conditions_of
+from benchmarks.conditions import (
+    BESIDE,
+    PLUGIN,
+    STOCK,
+    STOCK_NAME,
+    UNCACHED,
+    conditions_of,
+)
 from benchmarks.engine import Capacity, capacity, metric
 from benchmarks.machine import Machine, OtherLoad, command_line, package_versions
 from benchmarks.order import balanced
@@ -29,7 +39,7 @@ from benchmarks.rounds import places
 from benchmarks.settings import Case, Settings
 from benchmarks.throughput import arguments_parser, main
 from benchmarks.throughput_plot import plot
-from benchmarks.workload import IMAGE_SIZE, WORKLOADS, Workload, arrivals
+from benchmarks.workload import IMAGE_SIZE, WORKLOADS, Workload, arrivals, count_images
 
 NEW = Case("new", 1, concurrency=2)
 PRUNED_NAME = "litelvlm, budget 128"
@@ -156,8 +166,8 @@ def test_summary_pools_the_requests_of_all_rounds() -> None:
 def test_summary_tells_cached_tokens_only_where_the_server_does() -> None:
     timings = (timing(1.0, cached_tokens=0), timing(1.0, cached_tokens=512))
     stock, pruned = summarise(settings(), [replace(BLOCKS[0], timings=timings), BLOCKS[1]])
-    assert stock.cached_tokens == 256
-    assert pruned.cached_tokens is None
+    assert (stock.cached_tokens, stock.computed_tokens) == (256, 344)
+    assert (pruned.cached_tokens, pruned.computed_tokens) == (None, None)
 
 
 def test_summary_averages_each_turn_of_a_chat() -> None:
@@ -177,7 +187,7 @@ def test_summary_averages_each_turn_of_a_chat() -> None:
 def test_table_has_a_cell_for_every_column() -> None:
     lines = markdown_table(summarise(settings(), BLOCKS)).splitlines()
     assert len({line.count("|") for line in lines}) == 1
-    assert lines[2].startswith("| stock vLLM | 600 | – | 0.250 ± 0.000 |")
+    assert lines[2].startswith("| stock vLLM | 600 | – | – | 0.250 ± 0.000 |")
     assert lines[3].endswith("| 3.00 ± 1.00 | 0.38 ± 0.12 | 0.00 |")
 
 
@@ -255,7 +265,7 @@ def test_other_load_leaves_this_process_out(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_prompt_lengths_pass_when_exactly_the_pruned_tokens_are_missing() -> None:
-    check_prompt_lengths([timing(1.0, 152), timing(1.0, 200)], full=[600, 648], removed=448)
+    check_prompt_lengths([timing(1.0, 152), timing(1.0, 200)], [600, 1096], removed=[448, 896])
 
 
 def test_commands_name_the_variables_that_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,20 +283,24 @@ def test_commands_name_the_variables_that_matter(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("lengths", [(600, 600), (152, 600), (152, 153)])
 def test_prompt_lengths_refuse_a_plugin_that_does_not_prune(lengths: tuple[int, ...]) -> None:
     with pytest.raises(MeasurementError, match="should have 152"):
-        check_prompt_lengths([timing(1.0, n) for n in lengths], full=[600, 600], removed=448)
+        check_prompt_lengths([timing(1.0, n) for n in lengths], [600, 600], removed=[448, 448])
 
 
-def test_prompt_lengths_may_be_those_of_whole_images_but_not_all() -> None:
-    for lengths in ((152, 600), (600, 152), (152, 152)):
-        check_prompt_lengths([timing(1.0, n) for n in lengths], [600, 600], 448, some_whole=True)
-    for lengths in ((600, 600), (152, 153)):
-        with pytest.raises(MeasurementError, match="should have 152"):
-            check_prompt_lengths([timing(1.0, n) for n in lengths], [600, 600], 448, True)
+def test_prompt_lengths_may_grow_after_the_first_turn_up_to_the_whole() -> None:
+    def check(first: int, second: int) -> None:
+        timings = [timing(1.0, first), timing(1.0, second, turn=1)]
+        check_prompt_lengths(timings, [600, 650], removed=[448, 448], grows=True)
+
+    for length in (202, 230, 650):
+        check(152, length)
+    for first, second in ((153, 202), (152, 201), (152, 651)):
+        with pytest.raises(MeasurementError, match="should have"):
+            check(first, second)
 
 
 def test_prompt_lengths_refuse_a_block_without_requests() -> None:
     with pytest.raises(MeasurementError, match="No request"):
-        check_prompt_lengths([], full=[], removed=448)
+        check_prompt_lengths([], full=[], removed=[])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 6])
@@ -306,11 +320,11 @@ def test_every_item_has_every_place_and_follows_every_other_equally_often(count:
 
 
 def test_every_round_measures_every_case_under_every_condition() -> None:
-    chosen = settings(workloads=("expressions", "chat"), rates=(0.5,), rounds=3)
+    chosen = settings(workloads=("expressions", "chat"), rates=(0.5,), rounds=3, focus=(0.25,))
     measured = [(p.round, p.case, p.condition.name) for p in places(chosen)]
     assert len(set(measured)) == len(measured)
-    # 2 numbers of texts with 6 conditions, 1 number of turns with 5; a closed loop and a rate.
-    assert len(measured) == 3 * 2 * (2 * 6 + 5)
+    # 2 numbers of texts and 1 number of turns, with 5 conditions; a closed loop and a rate.
+    assert len(measured) == 3 * 2 * (2 + 1) * 5
 
 
 def test_conditions_begin_with_stock_which_gets_no_options() -> None:
@@ -338,10 +352,74 @@ def test_positions_are_compared_on_a_server_that_was_started_for_original_ones()
 def test_conditions_name_what_differs() -> None:
     plain = [STOCK_NAME, "litelvlm, budget 64"]
     assert names("new", "litelvlm") == names("images", "litelvlm") == plain
-    repeats = [f"{plain[1]}, repeat {repeat}" for repeat in ("prune", "full")]
-    named, uncached = f"{plain[1]}, texts named", f"{repeats[0]}, without caches"
-    assert names("expressions", "litelvlm") == [*plain, named, *repeats, uncached]
-    assert names("chat", "litelvlm") == [*plain, f"{plain[1]}, guide first", *repeats]
+    uncached = f"{plain[1]}, without caches"
+    assert names("expressions", "litelvlm") == [*plain, f"{plain[1]}, texts named", uncached]
+    for chats in ("chat", "gallery"):
+        assert names(chats, "litelvlm") == [*plain, f"{plain[1]}, guide first", uncached]
+
+
+def test_focus_is_a_condition_of_its_own_where_several_texts_are_about_an_image() -> None:
+    def tried(workload: str, method: str) -> list[object]:
+        found = conditions_of(workload, (method,), (64,), focus=(0.25, 0.5))
+        return [(one.name, one.options["focus"]) for one in found[1:] if one.grows]
+
+    for workload in ("expressions", "chat", "gallery"):
+        named = [(f"fovea, budget 64, focus {share}", share) for share in (0.25, 0.5)]
+        assert tried(workload, "fovea") == named
+        assert tried(workload, "trim") == tried(workload, "visionzip") == []
+    assert tried("new", "fovea") == tried("images", "fovea") == []
+
+
+def test_another_checkout_answers_by_its_own_defaults(tmp_path: Path) -> None:
+    other = Beside(str(tmp_path), "abc", ("litelvlm",))
+    chosen = settings(
+        workloads=("new", "chat"),
+        methods=("litelvlm", "fovea"),
+        positions=("original",),
+        beside=other,
+    )
+    [condition] = [one for one in chosen.conditions("chat") if one.server == BESIDE]
+    assert condition.name == "litelvlm, budget 128, beside"
+    assert condition.options == {"method": "litelvlm", "budget": 128}
+    assert BESIDE not in {one.server for one in chosen.conditions("new")}
+    assert chosen.servers == [STOCK, PLUGIN, BESIDE, UNCACHED]
+    assert chosen.server_options(BESIDE) == {}
+    assert chosen.identity()["beside"]["commit"] == "abc"
+
+
+def test_another_checkout_is_imported_before_the_working_directory(tmp_path: Path) -> None:
+    other = checkout(tmp_path)
+    command = [sys.executable, "-m", "vllm_litelvlm"]
+    environment = {**os.environ, **Beside.at(str(other)).environment}
+    said = subprocess.check_output(command, env=environment, text=True)
+    assert said.strip() == str(other / "vllm_litelvlm" / "__main__.py")
+
+
+def test_another_checkout_is_known_by_its_commit_and_methods(tmp_path: Path) -> None:
+    other = checkout(tmp_path)
+    assert Beside.at(str(other)) == Beside(str(other), "unknown", ("litelvlm", "other"))
+    git = ["git", "-C", str(other), "-c", "user.name=n", "-c", "user.email=e"]
+    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *arguments], check=True)
+    head = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    assert Beside.at(str(other)).commit == head
+    (other / "vllm_litelvlm" / "__init__.py").write_text("changed = True")
+    assert Beside.at(str(other)).commit == f"{head}-dirty"
+
+
+def checkout(folder: Path) -> Path:
+    """A package of the right name that has two methods."""
+    package = folder / "checkout" / "vllm_litelvlm"
+    (package / "pruning").mkdir(parents=True)
+    registry = "def method_names(): return 'litelvlm', 'other'"
+    for name, text in {
+        "__init__": "",
+        "__main__": "print(__file__)",
+        "pruning/__init__": "",
+        "pruning/registry": registry,
+    }.items():
+        (package / f"{name}.py").write_text(text)
+    return package.parent
 
 
 def test_methods_that_read_no_text_have_one_condition_a_budget() -> None:
@@ -355,26 +433,21 @@ def test_random_is_called_the_ideal(workload: str) -> None:
 
 
 def test_named_texts_are_all_that_are_asked_about_the_image() -> None:
-    default, named, prune, full, uncached = conditions_of("expressions", ("litelvlm",), (64,))[1:]
+    default, named, uncached = conditions_of("expressions", ("litelvlm",), (64,))[1:]
     conversation = Workload(0).take(4, "expressions", 4)[1]
     plain = {"method": "litelvlm", "budget": 64}
     assert default.request_options(conversation, 0) == plain
     assert named.request_options(conversation, 0) == {**plain, "texts": list(conversation.texts)}
-    assert prune.request_options(conversation, 0) == {**plain, "repeat": "prune"}
-    assert full.request_options(conversation, 0) == {**plain, "repeat": "full"}
-    assert uncached.request_options(conversation, 0) == {**plain, "repeat": "prune"}
-    assert [c.server for c in (default, named, prune, full)] == 4 * [PLUGIN]
-    assert uncached.server == UNCACHED
+    assert uncached.request_options(conversation, 0) == plain
+    assert [c.server for c in (default, named, uncached)] == [PLUGIN, PLUGIN, UNCACHED]
 
 
 def test_options_of_a_chat_are_sent_with_every_turn() -> None:
     conversation = Workload(0).take(3, "chat", 3)[0]
     plain = {"method": "litelvlm", "budget": 64}
-    expected = [plain, {**plain, "guide": "first"}]
-    expected += [{**plain, "repeat": repeat} for repeat in ("prune", "full")]
-    for condition, options in zip(
-        conditions_of("chat", ("litelvlm",), (64,))[1:], expected, strict=True
-    ):
+    expected = [plain, {**plain, "focus": 0.5}, {**plain, "guide": "first"}, plain]
+    found = conditions_of("chat", ("litelvlm",), (64,), focus=(0.5,))[1:]
+    for condition, options in zip(found, expected, strict=True):
         sent = [condition.request_options(conversation, turn) for turn in range(3)]
         assert sent == 3 * [options]
 
@@ -393,7 +466,8 @@ def test_random_draws_anew_exactly_where_tokens_are_not_shared() -> None:
 
 def test_servers_are_those_that_some_condition_needs() -> None:
     assert settings().servers == [STOCK, PLUGIN]
-    assert settings(workloads=("chat", "expressions")).servers == [STOCK, PLUGIN, UNCACHED]
+    for workload in ("chat", "expressions", "gallery"):
+        assert settings(workloads=(workload,)).servers == [STOCK, PLUGIN, UNCACHED]
     assert settings(workloads=("expressions",), methods=("tome",)).servers == [STOCK, PLUGIN]
 
 
@@ -413,6 +487,10 @@ def test_servers_take_the_longest_request_and_as_many_images_as_it_has() -> None
     assert '--limit-mm-per-prompt={"image": 5}' in arguments
     assert "--max-model-len=3072" in arguments
     assert "--max-model-len=2048" in settings().server_arguments
+    # Six turns with as many images fit LLaVA-1.5.
+    arguments = settings(workloads=("gallery",), turns=6, output_tokens=8).server_arguments
+    assert '--limit-mm-per-prompt={"image": 6}' in arguments
+    assert "--max-model-len=4096" in arguments
 
 
 @pytest.mark.parametrize("kv_cache_gb", [None, 1.5])
@@ -458,6 +536,7 @@ def test_servers_get_the_kv_cache_that_was_asked_for() -> None:
         ("new", 1, 3, (3, 1, 1, 1)),
         ("expressions", 4, 6, (8, 1, 1, 4)),
         ("chat", 4, 6, (2, 1, 4, 4)),
+        ("gallery", 4, 6, (2, 4, 4, 4)),
         ("images", 3, 2, (2, 3, 1, 1)),
     ],
 )
@@ -514,6 +593,15 @@ def test_turns_carry_the_whole_conversation_with_its_answers() -> None:
     images = [part for m in messages[::2] for part in m["content"] if part["type"] == "image_url"]
     assert images == [{"type": "image_url", "image_url": {"url": conversation.image}}]
     assert conversation.messages([]) == messages[:1]
+
+
+def test_turns_of_a_gallery_bring_an_image_each() -> None:
+    conversation = Workload(seed=0).take(3, "gallery", 3)[0]
+    for answers in ([], ["one"], ["one", "two"]):
+        messages = conversation.messages(answers)
+        brought = [m["content"][0]["image_url"]["url"] for m in messages[::2]]
+        assert brought == list(conversation.images[: len(answers) + 1])
+        assert count_images(messages) == len(answers) + 1
 
 
 def test_arrivals_are_a_poisson_process_of_the_rate() -> None:
@@ -609,6 +697,9 @@ def test_server_arguments_of_the_user_come_last() -> None:
         ["--workload", "video"],
         ["--methods", "keep-all"],
         ["--methods", "fastv"],
+        ["--focus", "0"],
+        ["--focus", "1"],
+        ["--beside", "benchmarks"],
     ],
 )
 def test_command_line_refuses_what_cannot_be_measured(

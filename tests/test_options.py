@@ -15,7 +15,7 @@ from vllm_litelvlm.options import (
     parse_request_options,
     parse_server_options,
 )
-from vllm_litelvlm.pruning.registry import build_pruner
+from vllm_litelvlm.pruning.registry import build_pruner, settle_focus
 
 BUDGET = "a token count (whole number from 1) or a fraction of the image's tokens (0 < number <= 1)"
 TEXTS = "one non-empty text or a non-empty list of them"
@@ -294,11 +294,11 @@ def test_parameter_of_a_method_is_refused_by_naming_it(
     [
         (
             "litelvlm",
-            "budget, context, direction, guidance, guide, method, order, positions, repeat, "
+            "budget, context, direction, focus, guidance, guide, method, order, positions, "
             "share, texts, variant",
         ),
-        ("random", "budget, guide, method, positions, repeat, seed, texts"),
-        ("keep-all", "budget, guide, method, positions, repeat, texts"),
+        ("random", "budget, focus, guide, method, positions, seed, texts"),
+        ("keep-all", "budget, focus, guide, method, positions, texts"),
     ],
 )
 def test_unknown_option_is_refused_by_naming_those_of_the_method(method: str, allowed: str) -> None:
@@ -369,7 +369,7 @@ def test_server_option_is_refused_by_naming_it(
 
 def test_equal_bounds_are_allowed() -> None:
     server = parse_server_options({"min_budget": 64, "max_budget": 64, "budget": 64})
-    server.check_request(server.defaults, 64, 576)
+    server.check_request(server.defaults, 64)
     assert (server.min_budget, server.max_budget) == (64, 64)
 
 
@@ -386,7 +386,7 @@ def test_budget_outside_the_bounds_is_refused(
 ) -> None:
     server = parse_server_options(bounds)
     with pytest.raises(OptionsError) as raised:
-        server.check_request(PruningOptions(budget=budget), budget, 576)
+        server.check_request(PruningOptions(budget=budget), budget)
     assert f"'budget' comes to {budget} tokens; this server allows {allowed}." in str(raised.value)
 
 
@@ -398,17 +398,45 @@ def test_bounds_hold_for_the_merged_budget_in_tokens(budget: float, allowed: boo
     server = parse_server_options({"min_budget": 64, "max_budget": 192, "budget": 128})
     merged = parse_request_options({"budget": budget}, server)
     if allowed:
-        server.check_request(merged, merged.budget_tokens(576), 576)
+        server.check_request(merged, merged.budget_tokens(576))
     else:
         with pytest.raises(OptionsError, match=r"tokens; this server allows 64 to 192\."):
-            server.check_request(merged, merged.budget_tokens(576), 576)
+            server.check_request(merged, merged.budget_tokens(576))
 
 
-def test_whole_images_are_refused_where_the_budget_is_bounded() -> None:
-    options = parse_request_options({"budget": 64, "repeat": "full"}, ServerOptions())
-    parse_server_options({"max_budget": 576}).check_request(options, 64, 576)
-    with pytest.raises(OptionsError, match="'repeat' is 'full', which serves some images whole"):
-        parse_server_options({"max_budget": 575}).check_request(options, 64, 576)
+def test_focus_of_the_server_holds_for_its_own_method() -> None:
+    server = parse_server_options({"method": "fovea", "focus": 0.25})
+    assert parse_request_options({"budget": 64}, server).focus == 0.25
+    assert parse_request_options({"method": "fovea"}, server).focus == 0.25
+    assert parse_request_options({"method": "litelvlm"}, server).focus == 0
+    assert parse_request_options({"method": "litelvlm", "focus": 0.5}, server).focus == 0.5
+    assert parse_request_options({"focus": 0}, server).focus == 0
+
+
+@pytest.mark.parametrize("focus", [-0.1, 1, 1.5, "0.5", None, True, float("nan")])
+def test_focus_that_is_no_share_is_refused(focus: object) -> None:
+    with pytest.raises(OptionsError, match="'focus' is .*; allowed: a number from 0"):
+        parse_request_options({"focus": focus}, ServerOptions())
+
+
+@pytest.mark.parametrize(
+    ("budget", "focus", "tokens"), [(64, 0.25, 16), (64, 0.001, 1), (3, 0.5, 2)]
+)
+def test_focus_is_a_share_of_the_budget_and_never_nothing(
+    budget: int, focus: float, tokens: int
+) -> None:
+    options = PruningOptions(focus=focus)
+    assert settle_focus(options, build_pruner("litelvlm", {}), budget) == tokens
+    assert settle_focus(options, build_pruner("keep-all", {}), 576) == 0
+    assert settle_focus(PruningOptions(), build_pruner("random", {}), budget) == 0
+
+
+def test_focus_is_refused_where_it_cannot_be() -> None:
+    options = PruningOptions(focus=0.5)
+    with pytest.raises(OptionsError, match="'tome' does not choose in layers; these do: litelvlm"):
+        settle_focus(options, build_pruner("tome", {}), 64)
+    with pytest.raises(OptionsError, match="comes to 1 of 1 tokens and leaves none for a base"):
+        settle_focus(options, build_pruner("litelvlm", {}), 1)
 
 
 def test_original_positions_are_refused_where_the_server_was_not_started_for_them() -> None:
@@ -418,29 +446,29 @@ def test_original_positions_are_refused_where_the_server_was_not_started_for_the
     assert parse_request_options({"budget": 64}, placing).positions == "original"
     assert parse_request_options({"budget": 64}, plain).positions == "compact"
     for server, options in ((placing, original), (placing, compact), (plain, compact)):
-        server.check_request(options, 64, 576)
+        server.check_request(options, 64)
     with pytest.raises(OptionsError, match="'positions' is 'original', which this server was not"):
-        plain.check_request(original, 64, 576)
+        plain.check_request(original, 64)
     with pytest.raises(OptionsError, match="'positions' is 'own'; allowed: \"compact\" or"):
         parse_request_options({"positions": "own"}, plain)
 
 
 def test_number_and_length_of_texts_are_bounded() -> None:
     server = parse_server_options({"max_texts": 2, "max_text_length": 5})
-    server.check_request(PruningOptions(texts=("12345", "😀😀😀😀😀")), 64, 576)
+    server.check_request(PruningOptions(texts=("12345", "😀😀😀😀😀")), 64)
     with pytest.raises(OptionsError, match="'texts' has 3 texts; this server allows at most 2"):
-        server.check_request(PruningOptions(texts=("a", "a", "a")), 64, 576)
+        server.check_request(PruningOptions(texts=("a", "a", "a")), 64)
     with pytest.raises(OptionsError, match=r"a text of 6 characters; .* at most 5 \(CLIP reads 77"):
-        server.check_request(PruningOptions(texts=("a", "123456")), 64, 576)
+        server.check_request(PruningOptions(texts=("a", "123456")), 64)
 
 
 def test_texts_are_bounded_without_any_server_option() -> None:
     server = ServerOptions()
-    server.check_request(PruningOptions(texts=("x" * 4096,) * 64), 64, 576)
+    server.check_request(PruningOptions(texts=("x" * 4096,) * 64), 64)
     with pytest.raises(OptionsError, match="65 texts"):
-        server.check_request(PruningOptions(texts=("x",) * 65), 64, 576)
+        server.check_request(PruningOptions(texts=("x",) * 65), 64)
     with pytest.raises(OptionsError, match="4097 characters"):
-        server.check_request(PruningOptions(texts=("x" * 4097,)), 64, 576)
+        server.check_request(PruningOptions(texts=("x" * 4097,)), 64)
 
 
 def test_server_may_refuse_every_request_option() -> None:

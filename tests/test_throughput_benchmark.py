@@ -12,11 +12,12 @@ from benchmarks.record import NAME
 
 ARGUMENTS = [
     *("--geometry", "tiny", "--workload", "chat", "images", "--turns", "3", "--budgets", "64"),
+    *("--focus", "0.5"),
     *("--requests", "3", "--rounds", "1", "--concurrency", "2", "--output-tokens", "2"),
     *("--kv-cache-gb", "1"),
 ]
 IMAGES = ["stock vLLM", "litelvlm, budget 64"]
-WAYS = ("guide first", "repeat prune", "repeat full")
+WAYS = ("focus 0.5", "guide first", "without caches")
 CHAT = [*IMAGES, *(f"{IMAGES[1]}, {way}" for way in WAYS)]
 
 
@@ -29,7 +30,7 @@ def tiny_geometry(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The outputs of a run with two real servers."""
+    """The outputs of a run with three real servers."""
     output = Path(tmp_path_factory.mktemp("throughput"))
     assert throughput.main([*ARGUMENTS, "--output", str(output)]) == 0
     return output
@@ -72,16 +73,16 @@ def test_chats_are_sent_turn_by_turn_with_all_before(result: dict[str, Any]) -> 
 
 def test_later_turns_find_earlier_ones_in_the_prefix_cache(result: dict[str, Any]) -> None:
     """Not where the last turn keeps other tokens. A block holds 128 tokens on a CPU."""
-    stock, default, first, prune, full = (
+    stock, default, focus, first, uncached = (
         timings(result, "chat", name)[-1]["cached_tokens"] for name in CHAT
     )
-    assert stock == full >= 512
-    assert default == prune == 0  # the default shares from the third turn on
-    assert first == 128
+    assert stock >= 512
+    assert default == uncached == 0
+    assert focus == first == 128
 
 
 def test_servers_say_how_many_requests_they_hold(result: dict[str, Any]) -> None:
-    assert set(result["capacities"]) == {"stock", "litelvlm"}
+    assert set(result["capacities"]) == {"stock", "litelvlm", "litelvlm-without-caches"}
     for found in result["capacities"].values():
         assert found["tokens"] == 2048
         assert found["requests"] > 1

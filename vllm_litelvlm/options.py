@@ -49,12 +49,13 @@ class PruningOptions(StrictModel):
         ),
     )
     method: str = Field("litelvlm", description="the name of a pruning method")
-    repeat: Literal["prune", "full", "auto"] = Field(
-        "auto",
+    focus: float = Field(
+        0,
+        ge=0,
+        lt=1,
         description=(
-            '"auto", "prune" or "full": whether an image that comes back with another text is '
-            "pruned anew only as long as that prefills no more than no pruning would, is pruned "
-            "anew always, or is served whole"
+            "a number from 0 (one layer) and below 1: the share of the budget that the text "
+            "chooses in a layer of its own, behind a base that no text touches"
         ),
     )
     positions: Literal["compact", "original"] = Field(
@@ -143,10 +144,10 @@ class ServerOptions(StrictModel):
         """Whether tokens can keep their own positions: what that takes is installed at start."""
         return self.defaults.positions == "original"
 
-    def check_request(self, options: PruningOptions, budget: int, patches: int) -> None:
+    def check_request(self, options: PruningOptions, budget: int) -> None:
         """Raise OptionsError where a request's merged options leave the operator's bounds.
 
-        ``budget`` is what they come to for images of ``patches`` tokens.
+        ``budget`` is what they come to, in tokens.
         """
         if self.methods is not None and options.method not in self.methods:
             raise OptionsError(
@@ -158,11 +159,6 @@ class ServerOptions(StrictModel):
             allowed = f"{self.min_budget} to {'all tokens' if highest is None else highest}"
             raise OptionsError(
                 f"litelvlm option 'budget' comes to {budget} tokens; this server allows {allowed}."
-            )
-        if options.repeat == "full" and highest is not None and highest < patches:
-            raise OptionsError(
-                "litelvlm option 'repeat' is 'full', which serves some images whole, with "
-                f"{patches} tokens; this server allows at most {highest}. Leave it out."
             )
         if options.positions == "original" and not self.original_positions:
             raise OptionsError(
@@ -188,8 +184,8 @@ class ServerOptions(StrictModel):
 def parse_request_options(data: object, server: ServerOptions) -> PruningOptions:
     """Merge a request's options over the server's. ``data`` is the request's JSON value or None.
 
-    Method parameters of the server hold for the server's own method only: a request that names
-    another method starts from that method's defaults.
+    Method parameters and ``focus`` of the server hold for the server's own method only: a request
+    that names another method starts from the defaults.
     """
     if data is None:
         return server.defaults
@@ -252,6 +248,8 @@ def _parse_pruning_options(given: Mapping[str, Any], base: PruningOptions) -> Pr
     same_method = common.get("method", base.method) == base.method
     parameters = {**base.parameters, **own} if same_method else own
     inherited = {name: getattr(base, name) for name in COMMON_OPTIONS}
+    if not same_method:
+        del inherited["focus"]
     return parse(PruningOptions, {**inherited, **common, "parameters": parameters})
 
 

@@ -58,18 +58,19 @@ def runner(request: pytest.FixtureRequest) -> Runner:
 
 @contextmanager
 def traced_server(
-    runner: Runner, checkpoint: Checkpoint, folder: Path, **options: object
+    runner: Runner,
+    checkpoint: Checkpoint,
+    folder: Path,
+    arguments: Sequence[str] = (),
+    **options: object,
 ) -> Iterator[TracedServer]:
-    """A server with the plugin.
-
-    It prunes anew for every text, so that tests do not depend on what others asked before.
-    """
+    """A server with the plugin."""
     trace = folder / "trace.jsonl"
     with serve(
         checkpoint.llava,
         clip_model=checkpoint.clip,
-        options={"repeat": "prune", **options},
-        arguments=ARGUMENTS,
+        options=options,
+        arguments=[*ARGUMENTS, *arguments],
         environment={
             **runner.environment,
             "VLLM_LITELVLM_TRACE": str(trace),

@@ -76,6 +76,57 @@ class Reference:
         return Choice(kept, [patch in chosen for patch in kept])
 
     @torch.no_grad()
+    def fovea(
+        self,
+        image: Image.Image,
+        texts: list[str],
+        budget: int,
+        weights: tuple[float, float],
+        base: list[int] | None = None,
+    ) -> list[int]:
+        """Weighted farthest-point sampling, on from a base; ``weights`` of text and context."""
+        vision = self.clip.vision_model(self.pixels(image), output_hidden_states=True)
+        hidden = vision.hidden_states[-2][0]
+        last = self.clip.vision_model.encoder.layers[-1]
+        normed = last.layer_norm1(hidden)
+        values = last.self_attn.v_proj(normed[1:])
+        path = last.self_attn.out_proj(values)
+        aligned = self.clip.visual_projection(self.clip.vision_model.post_layernorm(path))
+        likeness = []
+        for text in texts:
+            ids = self.clip_tokenizer(text, truncation=True, max_length=77, return_tensors="pt")[
+                "input_ids"
+            ]
+            state = self.clip.text_model(input_ids=ids).pooler_output
+            likeness.append((aligned @ self.clip.text_projection(state)[0]).tolist())
+        query, keys = last.self_attn.q_proj(normed[0]), last.self_attn.k_proj(normed[1:])
+        attention = torch.softmax(keys @ query / keys.shape[-1] ** 0.5, dim=0)
+        context = _stretched((attention[:, None] * values).norm(dim=-1).tolist())
+        text = [0.0] * len(context)
+        if texts:
+            text = _stretched([max(scores) for scores in zip(*likeness, strict=True)])
+        weight = [
+            1 + weights[0] * wanted + weights[1] * given
+            for wanted, given in zip(text, context, strict=True)
+        ]
+        side = round(len(weight) ** 0.5)
+        gaps: list[float] = [1e6] * len(weight)  # of the first, only the weight counts
+        chosen: list[int] = []
+
+        def choose(patch: int) -> None:
+            chosen.append(patch)
+            for j, gap in enumerate(gaps):
+                down, across = j // side - patch // side, j % side - patch % side
+                gaps[j] = min(gap, down**2 + across**2)
+
+        for patch in base or []:
+            choose(patch)
+        for _ in range(budget):
+            worth = [w * gap for w, gap in zip(weight, gaps, strict=True)]
+            choose(worth.index(max(worth)))
+        return sorted(chosen[len(base or []) :])
+
+    @torch.no_grad()
     def generate(
         self,
         prompt: str,
@@ -102,17 +153,19 @@ class Reference:
     @torch.no_grad()
     def follow(
         self,
-        prompt: str,
+        prompt: str | list[int],
         images: list[Image.Image],
         kept: list[list[int]],
         answer: list[int],
         original: bool,
+        within: list[int | None] | None = None,
     ) -> tuple[list[int], list[float]]:
         """Behind the prompt and each part of an answer: the best token, and how likely the next is.
 
-        The latter is the log-probability of the answer's own next token.
+        The latter is the log-probability of the answer's own next token. ``within``: the number of
+        the item whose positions an item shares.
         """
-        inputs, positions = self._inputs(prompt, images, kept, True, original)
+        inputs, positions = self._inputs(prompt, images, kept, True, original, within)
         said = self.llava.get_input_embeddings()(torch.tensor([answer[:-1]]))
         later = positions[:, -1:] + 1 + torch.arange(len(answer) - 1)
         logits = self.llava(
@@ -124,30 +177,36 @@ class Reference:
 
     def _inputs(
         self,
-        prompt: str,
+        prompt: str | list[int],
         images: list[Image.Image],
         kept: list[list[int]],
         add_special_tokens: bool,
         original: bool,
+        within: list[int | None] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings [1, tokens, width] and positions [1, tokens] of a prompt."""
-        ids = self.processor.tokenizer(
-            prompt, add_special_tokens=add_special_tokens, return_tensors="pt"
-        )
+        ids = prompt
+        if isinstance(ids, str):
+            ids = self.processor.tokenizer(ids, add_special_tokens=add_special_tokens)["input_ids"]
         parts: list[torch.Tensor] = []
         positions: list[int] = []
-        following, remaining = 0, list(zip(images, kept, strict=True))
-        for token in ids["input_ids"][0].tolist():
+        within = within or [None] * len(images)
+        following, remaining = 0, list(zip(images, kept, within, strict=True))
+        starts: list[int] = []
+        for token in ids:
             if token != self.llava.config.image_token_id:
                 parts.append(self.llava.get_input_embeddings()(torch.tensor([token])))
                 positions.append(following)
                 following += 1
                 continue
-            image, indices = remaining.pop(0)
+            image, indices, below = remaining.pop(0)
             parts.append(self._features(image)[indices])
             own = indices if original else range(len(indices))
-            positions += [following + place for place in own]
-            following += 576 if original else len(indices)
+            shares = original and below is not None
+            starts.append(starts[below] if shares else following)
+            positions += [starts[-1] + place for place in own]
+            if not shares:
+                following += 576 if original else len(indices)
         assert not remaining
         return torch.cat(parts)[None], torch.tensor([positions])
 
@@ -155,3 +214,9 @@ class Reference:
         tower = self.llava.model.vision_tower
         hidden = tower(self.pixels(image), output_hidden_states=True).hidden_states[-2][0, 1:]
         return self.llava.model.multi_modal_projector(hidden)
+
+
+def _stretched(scores: list[float]) -> list[float]:
+    """Scores from 0 to 1."""
+    low, high = min(scores, default=0.0), max(scores, default=0.0)
+    return [(score - low) / (high - low) if high > low else 0.0 for score in scores]

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from openai import BadRequestError
 from PIL import Image
 
 from tests.e2e.client import Answer, ask, user_turn
@@ -27,9 +28,8 @@ SMALL = {
     "feature_cache_gb": (SLOTS + 0.5) * IMAGE_BYTES / 2**30,
     "pixel_cache_gb": (SLOTS + 0.5) * PIXEL_BYTES / 2**30,
     "text_cache": TEXTS,
-    "repeat": "prune",
 }
-NONE = {"feature_cache_gb": 0, "pixel_cache_gb": 0, "text_cache": 0, "repeat": "prune"}
+NONE = {"feature_cache_gb": 0, "pixel_cache_gb": 0, "text_cache": 0}
 
 
 class Counts:
@@ -171,73 +171,6 @@ def test_second_text_about_an_image_is_preprocessed_encoded_and_embedded_only_wh
     assert counts.new() == {"feature": (0, 0), "pixel": (0, 0), "text": (0, 0)}
 
 
-def test_image_that_repeats_is_served_whole_once_and_then_from_the_prefix_cache(
-    server: Any, photographs: Sequence[Image.Image]
-) -> None:
-    image = photographs[2].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    questions = [f"{word}?" for word in ("What", "Where", "Who")]
-    server.forget()
-    plain = [ask(server.url, user_turn(text, image), {"method": "keep-all"}) for text in questions]
-    pruned = ask(server.url, user_turn(questions[0], image), {"budget": 64})
-    server.forget()
-    counts = Counts(server.url)
-    shared = counts.value("vllm:prefix_cache_hits_total")
-    options = {"budget": 64, "repeat": "full"}
-    first, second, third = (ask(server.url, user_turn(text, image), options) for text in questions)
-    assert first == pruned
-    assert second == plain[1]
-    assert third == plain[2]
-    # The second found the features that the first left; the third needed none, but for the end of
-    # the image, which no whole block of 128 tokens holds.
-    assert counts.new()["feature"] == (2, 2)
-    assert counts.value("vllm:prefix_cache_hits_total") - shared == 4 * 128
-    assert ask(server.url, user_turn(questions[0], image), options) == pruned
-
-
-def test_auto_shares_one_set_of_all_texts_once_pruning_anew_would_cost_more_than_it_saved(
-    server: Any, photographs: Sequence[Image.Image]
-) -> None:
-    image = photographs[3].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-
-    def look(texts: list[str] | str, repeat: str) -> Answer:
-        options = {"texts": texts, "repeat": repeat, "budget": 192}
-        return ask(server.url, user_turn("Look.", image), options, 6)
-
-    alone = look("a cup", "prune")
-    together = look(["a cup", "a dog"], "prune")
-    assert not alike(alone, together)
-    server.forget()
-    before = Counts(server.url).value("vllm:prefix_cache_hits_total")
-    assert alike(look("a cup", "auto"), alone)
-    assert alike(look("a dog", "auto"), together)
-    assert Counts(server.url).value("vllm:prefix_cache_hits_total") == before
-    assert alike(look("a cat", "auto"), together)
-    assert Counts(server.url).value("vllm:prefix_cache_hits_total") == before + 128  # one block
-
-
-@on_v1_alone
-def test_auto_is_the_default_and_in_a_chat_all_turns_after_the_second_find_the_image(
-    start: Callable[..., Any], photographs: Sequence[Image.Image]
-) -> None:
-    questions = [f"What is {number}?" for number in range(5)]
-    conversations: list[list[dict[str, Any]]] = []
-    turns = [user_turn(questions[0], photographs[0])]
-    for question in questions[1:]:
-        conversations.append(list(turns))
-        turns += [{"role": "assistant", "content": "That."}, {"role": "user", "content": question}]
-
-    def guided(turn: int) -> list[str]:
-        """192 tokens save 384, which pays for one prompt of 192 and more, and not for two."""
-        return questions[:1] if turn == 0 else questions[:2]
-
-    with start({}) as running:
-        answers = [ask(running.url, turns, {"budget": 192}, 6) for turns in conversations]
-    with start({"repeat": "prune"}) as running:
-        for turn, (turns, answer) in enumerate(zip(conversations, answers, strict=True)):
-            options = {"budget": 192, "texts": guided(turn)}
-            assert alike(ask(running.url, turns, options, 6), answer)
-
-
 def test_same_pixels_under_two_client_given_uuids_are_one_image(
     server: Any, photographs: Sequence[Image.Image]
 ) -> None:
@@ -249,6 +182,28 @@ def test_same_pixels_under_two_client_given_uuids_are_one_image(
         answers.append(ask(server.url, turn, {"budget": 64}, 4))
     assert counts.new() == {"feature": (2, 1), "pixel": (2, 1), "text": (2, 1)}
     assert answers[0].token_ids == answers[1].token_ids
+
+
+@on_v1_alone
+def test_picture_that_is_only_named_is_answered_as_long_as_its_pixels_are_there(
+    server: Any, photographs: Sequence[Image.Image]
+) -> None:
+    image = photographs[2].transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+
+    def named(text: str, *, sent: bool) -> dict[str, Any]:
+        turn = user_turn(text, image)
+        turn["content"][0]["uuid"] = "a picture"
+        if not sent:
+            turn["content"][0]["image_url"] = None
+        return turn
+
+    with pytest.raises(BadRequestError, match="data is not provided"):
+        ask(server.url, named("Where is the cup?", sent=False), {"budget": 64}, 1)
+    ask(server.url, named("Where is the cup?", sent=True), {"budget": 64}, 1)
+    for question in ("Where is the cup?", "Where is the dog?"):
+        for options in ({"budget": 64}, {"budget": 64, "method": "fovea", "focus": 0.25}):
+            whole = ask(server.url, user_turn(question, image), options, 4)
+            assert alike(ask(server.url, named(question, sent=False), options, 4), whole)
 
 
 # V2 samples from uninitialised memory in its profile; where that is NaN, the interpreter raises.

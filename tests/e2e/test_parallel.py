@@ -72,7 +72,7 @@ def test_data_parallel_engines_have_caches_of_their_own_and_answer_as_one(
     tmp_path: Path,
 ) -> None:
     requests = [
-        (user_turn(f"Where is the {thing}?", photograph), {"budget": budget, "repeat": "prune"})
+        (user_turn(f"Where is the {thing}?", photograph), {"budget": budget})
         for budget in (64, 128)
         for thing in ("cup", "dog", "rocket")
         for photograph in photographs

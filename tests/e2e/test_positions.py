@@ -51,7 +51,7 @@ def test_engine_is_as_sure_of_every_token_as_transformers_with_explicit_position
     [served] = workplace.run(
         [batch],
         engine={"max_num_batched_tokens": chunk, "enable_chunked_prefill": True},
-        options={"positions": "original", "repeat": "prune"},
+        options={"positions": "original"},
     )
     for (images, budget, mode), sent, answer in zip(asked, batch, served, strict=True):
         pictures = [photographs[image] for image in images]

@@ -144,6 +144,7 @@ def test_all_tokens_and_chance_are_always_there() -> None:
         "litelvlm",
         "litelvlm-reference",
         "litelvlm-value",
+        "fovea",
     ]
     assert labels("--methods", "trim", "random") == ["keep-all", "random", "trim"]
 
@@ -183,6 +184,11 @@ def test_methods_take_options_and_names_for_them() -> None:
     }
     [sparse] = methods_of(["sparsevlm:layers=[2,6],schedule=[300,100]"], [], decoder=True)[2:]
     assert sparse.options == {"layers": [2, 6], "schedule": [300, 100]}
+    layered, plain = methods_of(["fovea-layers", "fovea-no-text"], [], decoder=False)[2:]
+    assert (layered.method, layered.options) == ("fovea", {"focus": 0.25})
+    assert (plain.method, plain.options) == ("fovea", {"text": 0})
+    [written] = methods_of(["fovea:focus=0.25,text=16"], [], decoder=False)[2:]
+    assert written.options == {"focus": 0.25, "text": 16}
     assert by_label["random"].draws
     assert not by_label["random:seed=3"].draws
 
@@ -219,6 +225,10 @@ def test_method_inside_the_language_model_is_refused_with_the_engines_sentence(m
         ("litelvlm:share=2", "'share' is 2"),
         ("litelvlm:variant=papers", "'variant' is 'papers'"),
         ("litelvlm:share", "'share' is ''"),
+        ("fovea:focus=1", "'focus' is 1"),
+        ("trim:focus=0.25", "trim does not choose in layers.*: litelvlm, fovea"),
+        ("fovea:budget=64", "'budget' is no method's own; say it by --budgets"),
+        ("fovea:positions=original", "'positions' is no method's own"),
     ],
 )
 def test_method_or_option_that_does_not_exist_is_refused(method: str, told: str) -> None:
@@ -226,12 +236,12 @@ def test_method_or_option_that_does_not_exist_is_refused(method: str, told: str)
         settings_of("--model=m", "--methods", method)
 
 
-def test_requests_prune_every_image_for_its_own_text_and_draw_for_each_sample() -> None:
+def test_requests_are_guided_by_expressions_and_draw_for_each_sample() -> None:
     first, second = list(MadeUpDataset(1))
     drawn = Condition(Method("random", "random", {}, draws=True), 64)
     options = drawn.options(first, False, 0)
     seed = options.pop("seed")
-    assert options == {"method": "random", "repeat": "prune", "budget": 64}
+    assert options == {"method": "random", "budget": 64}
     others = (drawn.options(second, False, 0), drawn.options(first, False, 1))
     assert seed not in [other["seed"] for other in others]
     assert drawn.options(first, False, 0)["seed"] == seed
@@ -296,7 +306,6 @@ def test_everything_is_asked_once_and_judged(settings: Settings) -> None:
     assert {name: record.count(name) for name in [*names, GUESS]} == dict.fromkeys(
         [*names, GUESS], 8
     )
-    assert all(question.options["repeat"] == "prune" for question in backend.asked[1:])
     assert len({question.options["seed"] for question in backend.asked if _draws(question)}) == 8
     lines = (settings.output / NAME).read_text().splitlines()
     assert len(lines) == 1 + 6 * 8
@@ -542,7 +551,7 @@ def test_served_model_is_evaluated_and_resuming_asks_nothing(
     by_condition: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         by_condition.setdefault(line["condition"], []).append(line)
-    methods = ("random", "litelvlm", "litelvlm-reference", "litelvlm-value")
+    methods = ("random", "litelvlm", "litelvlm-reference", "litelvlm-value", "fovea")
     labelled = [f"{method}{place}" for method in methods for place in ("", " original")]
     expected = {f"{label}@{budget}" for label in labelled for budget in (64, 29)}
     assert set(by_condition) == {"keep-all", "guess", *expected}

@@ -1,14 +1,17 @@
 """The user's words come out of a rendered prompt without those of the chat template."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
+from tests.plugin.test_turns import token_behind
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.demo.vocabularies import CHAT_TEMPLATE
 from vllm_litelvlm.plugin.instruction import InstructionReader, TemplateReader
+from vllm_litelvlm.plugin.turns import Turn
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
@@ -30,9 +33,8 @@ def tokenizer(checkpoint: Checkpoint) -> Any:
     return AutoTokenizer.from_pretrained(checkpoint.llava)
 
 
-@pytest.fixture(scope="module")
-def reader(tokenizer: Any) -> InstructionReader:
-    return InstructionReader(tokenizer, tokenizer.convert_tokens_to_ids("<image>"))
+def reader(tokenizer: Any, *templates: str) -> InstructionReader:
+    return InstructionReader(tokenizer, tokenizer.convert_tokens_to_ids("<image>"), templates)
 
 
 def rendered(tokenizer: Any, template: str, *turns: tuple[str, str]) -> list[int]:
@@ -62,18 +64,14 @@ every_template = pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEM
         "one\n\ntwo   three",
     ],
 )
-def test_single_turn_is_the_instruction(
-    tokenizer: Any, reader: InstructionReader, template: str, text: str
-) -> None:
+def test_single_turn_is_the_instruction(tokenizer: Any, template: str, text: str) -> None:
     prompt = rendered(tokenizer, template, ("user", text))
     expected = " ".join(text.replace("<image>", "").split())
-    assert reader.user_turns(prompt, [template]) == [expected]
+    assert reader(tokenizer, template).texts(prompt) == [expected]
 
 
 @every_template
-def test_every_user_turn_of_a_conversation_is_found_in_order(
-    tokenizer: Any, reader: InstructionReader, template: str
-) -> None:
+def test_every_user_turn_of_a_conversation_is_found_in_order(tokenizer: Any, template: str) -> None:
     turns = [
         ("user", "<image>\nA cup?"),
         ("assistant", "Yes, red."),
@@ -82,29 +80,27 @@ def test_every_user_turn_of_a_conversation_is_found_in_order(
         ("user", "Where is the cup?"),
     ]
     expected = ["A cup?", "And a dog?", "Where is the cup?"]
-    assert reader.user_turns(rendered(tokenizer, template, *turns), [template]) == expected
+    assert reader(tokenizer, template).texts(rendered(tokenizer, template, *turns)) == expected
     with_system = rendered(tokenizer, template, ("system", "Answer briefly."), *turns)
-    assert reader.user_turns(with_system, [template]) == expected
+    assert reader(tokenizer, template).texts(with_system) == expected
 
 
-def test_begin_token_before_the_prompt_does_not_matter(
-    tokenizer: Any, reader: InstructionReader
-) -> None:
+def test_begin_token_before_the_prompt_does_not_matter(tokenizer: Any) -> None:
     prompt = rendered(tokenizer, CHAT_TEMPLATE, ("user", "A cup?"))
-    assert reader.user_turns([tokenizer.bos_token_id, *prompt], [CHAT_TEMPLATE]) == ["A cup?"]
+    assert reader(tokenizer, CHAT_TEMPLATE).texts([tokenizer.bos_token_id, *prompt]) == ["A cup?"]
 
 
-def test_first_template_that_fits_is_taken(tokenizer: Any, reader: InstructionReader) -> None:
+def test_first_template_that_fits_is_taken(tokenizer: Any) -> None:
     prompt = rendered(tokenizer, CHATML, ("user", "A cup?"))
-    assert reader.user_turns(prompt, [CHAT_TEMPLATE, CHATML]) == ["A cup?"]
+    assert reader(tokenizer, CHAT_TEMPLATE, CHATML).texts(prompt) == ["A cup?"]
 
 
 @pytest.mark.parametrize("templates", [[], [CHATML], [NO_ROLES], ["{{ broken"]])
 def test_prompt_that_follows_no_template_is_read_whole_without_special_tokens(
-    tokenizer: Any, reader: InstructionReader, templates: list[str]
+    tokenizer: Any, templates: list[str]
 ) -> None:
     prompt = tokenizer.encode("<image>\nQ: a cup?</s> A:")
-    [text] = reader.user_turns(prompt, templates)
+    [text] = reader(tokenizer, *templates).texts(prompt)
     assert " ".join(text.split()) == "Q: a cup? A:"
 
 
@@ -112,17 +108,15 @@ def test_template_without_roles_is_not_learned(tokenizer: Any) -> None:
     assert TemplateReader.learn(tokenizer, NO_ROLES) is None
 
 
-def test_special_tokens_in_the_instruction_are_left_out(
-    tokenizer: Any, reader: InstructionReader
-) -> None:
+def test_special_tokens_in_the_instruction_are_left_out(tokenizer: Any) -> None:
     prompt = rendered(tokenizer, CHAT_TEMPLATE, ("user", "a </s> cup <s>?"))
-    [text] = reader.user_turns(prompt, [CHAT_TEMPLATE])
+    [text] = reader(tokenizer, CHAT_TEMPLATE).texts(prompt)
     assert " ".join(text.split()) == "a cup ?"
 
 
-def test_empty_turn_is_an_empty_instruction(tokenizer: Any, reader: InstructionReader) -> None:
+def test_empty_turn_says_nothing(tokenizer: Any) -> None:
     prompt = rendered(tokenizer, CHAT_TEMPLATE, ("user", "<image>\n"))
-    assert reader.user_turns(prompt, [CHAT_TEMPLATE]) == [""]
+    assert reader(tokenizer, CHAT_TEMPLATE).texts(prompt) == []
 
 
 def test_reading_takes_time_in_proportion_to_the_prompt(tokenizer: Any) -> None:
@@ -131,7 +125,7 @@ def test_reading_takes_time_in_proportion_to_the_prompt(tokenizer: Any) -> None:
     assert reader is not None
     for filler in (" ", "USER: ", "ASSISTANT: ", "USER: ASSISTANT: "):
         began = time.process_time()
-        reader.user_turns("USER: " + filler * 200_000 + "ASSISTANT:")
+        assert reader.user_turns("USER: " + filler * 200_000 + "ASSISTANT:")
         assert time.process_time() - began < 20
 
 
@@ -154,72 +148,48 @@ def test_reading_takes_time_in_proportion_to_the_prompt(tokenizer: Any) -> None:
     ],
 )
 def test_words_of_templates_and_markers_in_the_instruction_stay(
-    tokenizer: Any, reader: InstructionReader, template: str, text: str
+    tokenizer: Any, template: str, text: str
 ) -> None:
     asked = f"Where is {text} in this?"
     prompt = rendered(tokenizer, template, ("user", asked))
-    assert reader.user_turns(prompt, [template]) == [asked]
+    assert reader(tokenizer, template).texts(prompt) == [asked]
 
 
 @every_template
-def test_system_message_does_not_guide(
-    tokenizer: Any, reader: InstructionReader, template: str
-) -> None:
+def test_system_message_does_not_guide(tokenizer: Any, template: str) -> None:
     prompt = rendered(tokenizer, template, ("system", "Be brief. Be kind."), ("user", "A cup?"))
-    assert reader.user_turns(prompt, [template]) == ["A cup?"]
+    assert reader(tokenizer, template).texts(prompt) == ["A cup?"]
 
 
-def test_default_system_prompt_of_the_template_does_not_guide(
-    tokenizer: Any, reader: InstructionReader
-) -> None:
+def test_default_system_prompt_of_the_template_does_not_guide(tokenizer: Any) -> None:
     prompt = rendered(tokenizer, VICUNA, ("user", "A cup?"))
     assert "curious human" in tokenizer.decode(prompt)
-    assert reader.user_turns(prompt, [VICUNA]) == ["A cup?"]
+    assert reader(tokenizer, VICUNA).texts(prompt) == ["A cup?"]
 
 
 @every_template
 @pytest.mark.parametrize("images", [1, 2, 7])
 def test_images_leave_nothing_in_the_instruction(
-    tokenizer: Any, reader: InstructionReader, template: str, images: int
+    tokenizer: Any, template: str, images: int
 ) -> None:
     prompt = rendered(tokenizer, template, ("user", "<image>\n" * images + "Which is older?"))
     image = tokenizer.convert_tokens_to_ids("<image>")
     assert prompt.count(image) == images
-    assert reader.user_turns(prompt, [template]) == ["Which is older?"]
+    assert reader(tokenizer, template).texts(prompt) == ["Which is older?"]
 
 
 @every_template
-def test_empty_turns_keep_their_places(
-    tokenizer: Any, reader: InstructionReader, template: str
-) -> None:
+def test_empty_turn_beside_another_says_nothing(tokenizer: Any, template: str) -> None:
     turns = [("user", ""), ("assistant", "Yes?"), ("user", "A cup?")]
-    assert reader.user_turns(rendered(tokenizer, template, *turns), [template]) == ["", "A cup?"]
+    prompt = rendered(tokenizer, template, *turns)
+    assert reader(tokenizer, template).texts(prompt) == ["A cup?"]
+    assert [turn.text for turn in reader(tokenizer, template).turns(prompt)] == ["A cup?"]
 
 
 @every_template
-def test_special_tokens_alone_are_an_empty_instruction(
-    tokenizer: Any, reader: InstructionReader, template: str
-) -> None:
+def test_special_tokens_alone_say_nothing(tokenizer: Any, template: str) -> None:
     prompt = rendered(tokenizer, template, ("user", "<s></s><image>"))
-    assert reader.user_turns(prompt, [template]) == [""]
-
-
-def test_template_is_learned_once(
-    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, reader: InstructionReader
-) -> None:
-    prompt = rendered(tokenizer, CHATML, ("user", "A cup?"))
-    fresh = InstructionReader(tokenizer, tokenizer.convert_tokens_to_ids("<image>"))
-    calls = []
-    learn = TemplateReader.learn
-
-    def spy(tokenizer: Any, template: str) -> TemplateReader | None:
-        calls.append(template)
-        return learn(tokenizer, template)
-
-    monkeypatch.setattr(TemplateReader, "learn", spy)
-    for _ in range(3):
-        assert fresh.user_turns(prompt, [NO_ROLES, CHATML]) == ["A cup?"]
-    assert calls == [NO_ROLES, CHATML]
+    assert reader(tokenizer, template).texts(prompt) == []
 
 
 @pytest.mark.parametrize(
@@ -238,9 +208,7 @@ def test_template_that_does_not_show_its_parts_is_not_learned(
     assert TemplateReader.learn(tokenizer, template) is None
 
 
-def test_template_that_refuses_a_system_message_is_learned_without_it(
-    tokenizer: Any, reader: InstructionReader
-) -> None:
+def test_template_that_refuses_a_system_message_is_learned_without_it(tokenizer: Any) -> None:
     strict = (
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('none') }}"
         "{% endif %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}"
@@ -251,18 +219,107 @@ def test_template_that_refuses_a_system_message_is_learned_without_it(
     assert learned.system is None
     turns = [("user", "A cup?"), ("assistant", "Yes."), ("user", "A dog?")]
     prompt = rendered(tokenizer, strict, *turns)
-    assert reader.user_turns(prompt, [strict]) == ["A cup?", "A dog?"]
+    assert reader(tokenizer, strict).texts(prompt) == ["A cup?", "A dog?"]
 
 
-def test_long_white_space_costs_time_in_proportion(
-    tokenizer: Any, reader: InstructionReader
-) -> None:
+def test_long_white_space_costs_time_in_proportion(tokenizer: Any) -> None:
     def seconds(spaces: int) -> float:
         prompt = tokenizer.encode("USER: A" + " \n\t" * spaces + "cup? ASSISTANT:")
         began = time.process_time()
-        assert reader.user_turns(prompt, [CHAT_TEMPLATE]) == ["A cup?"]
+        assert reader(tokenizer, CHAT_TEMPLATE).texts(prompt) == ["A cup?"]
         return time.process_time() - began
 
     seconds(100)
     short, long = seconds(10_000), seconds(80_000)
     assert long < 30 * max(short, 0.01)  # in proportion: 8 times; squared: 64 times
+
+
+def behind(tokenizer: Any, prompt: Sequence[int], image: int) -> int:
+    """The place behind an image, by its number."""
+    token = tokenizer.convert_tokens_to_ids("<image>")
+    return [place for place, one in enumerate(prompt) if one == token][image] + 1
+
+
+@every_template
+@pytest.mark.parametrize("begin", [True, False])
+def test_turn_stands_behind_its_images_or_where_its_words_begin(
+    tokenizer: Any, template: str, begin: bool
+) -> None:
+    said = [
+        ("user", "<image>\n<image>\nA 赤い cup?"),
+        ("assistant", "Yes, 🚗 red."),
+        ("user", "And a dog?"),
+        ("assistant", "No."),
+        ("user", "<image>\n"),
+        ("assistant", "A cat."),
+        ("user", "Where is the cup?"),
+    ]
+    for length in (1, 3, 5, 7):
+        prompt = [tokenizer.bos_token_id] * begin + rendered(tokenizer, template, *said[:length])
+        text = tokenizer.decode(prompt).removeprefix("<s>").strip()
+
+        def words(asked: str, prompt: list[int] = prompt, text: str = text) -> Turn:
+            return Turn(asked, token_behind(tokenizer, prompt, text.partition(asked)[0]))
+
+        expected = [Turn("A 赤い cup?", behind(tokenizer, prompt, 1))]
+        expected += [words("And a dog?")] if length > 1 else []
+        expected += [Turn("", behind(tokenizer, prompt, 2))] if length > 3 else []
+        expected += [words("Where is the cup?")] if length > 5 else []
+        assert reader(tokenizer, template).turns(prompt) == expected
+
+
+@every_template
+@pytest.mark.parametrize(
+    "text", ["What is <image> this?", "What is this? <image>", "a <image> b <image>\n c"]
+)
+def test_image_anywhere_in_a_turn_is_the_turns(tokenizer: Any, template: str, text: str) -> None:
+    prompt = rendered(tokenizer, template, ("user", text), ("assistant", "Yes."), ("user", "So?"))
+    [first, second] = reader(tokenizer, template).turns(prompt)
+    assert first.place == behind(tokenizer, prompt, -1)
+    assert (second.text, second.place > first.place) == ("So?", True)
+
+
+def test_image_outside_of_all_turns_is_a_turn_without_words(tokenizer: Any) -> None:
+    prompt = rendered(
+        tokenizer,
+        CHATML,
+        ("system", "See <image> here."),
+        ("user", "A cup?"),
+        ("assistant", "As in <image>"),
+        ("user", "A dog? <image>"),
+    )
+    turns = reader(tokenizer, CHATML).turns(prompt)
+    assert [turn.text for turn in turns] == ["", "A cup?", "", "A dog?"]
+    for turn, image in ((turns[0], 0), (turns[2], 1), (turns[3], 2)):
+        assert turn.place == behind(tokenizer, prompt, image)
+
+
+@pytest.mark.parametrize("text", ["<image> Q: a cup? <image>\n A:", "Q: <image> a cup? A:"])
+def test_prompt_that_follows_no_template_is_one_turn_behind_its_last_image(
+    tokenizer: Any, text: str
+) -> None:
+    prompt = tokenizer.encode(text)
+    [turn] = reader(tokenizer, CHATML).turns(prompt)
+    assert turn == Turn("Q: a cup? A:", behind(tokenizer, prompt, -1))
+    assert reader(tokenizer, CHATML).turns(tokenizer.encode("")) == []
+
+
+def test_template_that_labels_no_user_keeps_its_own_words_out(tokenizer: Any) -> None:
+    template = (
+        "Look at this. {% for m in messages %}{{ m['content'] }}\n"
+        "{% endfor %}{% if add_generation_prompt %}The answer:{% endif %}"
+    )
+    prompt = rendered(tokenizer, template, ("user", "<image>\nA cup?"))
+    assert reader(tokenizer, template).texts(prompt) == ["A cup?"]
+    assert reader(tokenizer, template).turns(prompt) == [
+        Turn("A cup?", behind(tokenizer, prompt, 0))
+    ]
+
+
+def test_texts_of_the_turns_are_the_texts(tokenizer: Any) -> None:
+    for template in TEMPLATES.values():
+        prompt = rendered(
+            tokenizer, template, ("user", "a"), ("assistant", "b"), ("user", "<image> 赤 c")
+        )
+        one = reader(tokenizer, template)
+        assert [turn.text for turn in one.turns(prompt)] == one.texts(prompt) == ["a", "赤 c"]

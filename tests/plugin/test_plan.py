@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from vllm.exceptions import VLLMValidationError
 
 from vllm_litelvlm import __version__
 from vllm_litelvlm.errors import OptionsError
@@ -35,6 +37,9 @@ def test_identity_holds_everything_that_decides_what_is_kept() -> None:
         dataclasses.replace(plan, version="another"),
         dataclasses.replace(decide(budget=64, variant="reference"), texts=("a",)),
         dataclasses.replace(decide(budget=64, positions="original"), texts=("a",)),
+        plan.base_of(64),
+        plan.focus_on(("a",), 1),
+        plan.focus_on(("a",), 2),
         decide(budget=64, method="random"),
         decide(budget=64, method="random", seed=1),
     ]
@@ -70,6 +75,9 @@ def test_worker_gets_method_parameters_and_budget() -> None:
     assert not order.original
     placed = decide(budget=64, positions="original")
     assert WorkOrder.decode(WorkOrder.encode(placed)).original
+    for layer in (plan.base_of(48), plan.focus_on(("a",), 48)):
+        order = WorkOrder.decode(WorkOrder.encode(layer))
+        assert (order.layer, order.base, order.budget) == (layer.layer, 48, layer.budget)
 
 
 def test_json_is_canonical_and_plain_ascii() -> None:
@@ -78,7 +86,9 @@ def test_json_is_canonical_and_plain_ascii() -> None:
     assert plan.to_json() == swapped.to_json()
     assert plan.to_json().isascii()
     assert json.loads(plan.to_json()) == {
+        "base": 0,
         "budget": 64,
+        "layer": "whole",
         "method": "litelvlm",
         "original": False,
         "parameters": {"a": None, "b": 1},
@@ -137,22 +147,27 @@ class _Turns:
         self.turns = list(turns)
         self.asked = 0
 
-    def user_turns(self, prompt: object, templates: object) -> list[str]:
+    def texts(self, prompt: object) -> list[str]:
         self.asked += 1
         return self.turns
 
 
 def settle(turns: _Turns, server: dict[str, Any] | None = None, **options: Any) -> Plan:
-    """The processor's decision for a request, without an engine."""
-    bounds = parse_server_options({"repeat": "prune", **(server or {})})
+    """The processor's decision for a request with an image, without an engine."""
+    bounds = parse_server_options(server or {})
     processor = SimpleNamespace(
         _patches=576,
+        _image_token_id=7,
         _guidance=SimpleNamespace(server=bounds),
-        _instruction_reader=turns,
-        _own_template=None,
+        _reader=turns,
     )
-    asked = parse_request_options(options, bounds)
-    return LiteLVLMProcessor._decide(processor, asked, SimpleNamespace(prompt=[1]))
+    processor._texts = partial(LiteLVLMProcessor._texts, processor)
+    try:
+        layout = LiteLVLMProcessor._lay_out(processor, options, [1, 7], 1, None)
+    except VLLMValidationError as error:
+        raise OptionsError(str(error)) from None
+    [item] = layout.items
+    return item.plan
 
 
 @pytest.mark.parametrize(
@@ -189,7 +204,7 @@ def test_named_texts_come_before_the_instruction() -> None:
 
 def test_empty_turns_give_no_text_and_the_newest_fit_the_servers_bound() -> None:
     assert settle(_Turns("one", "", "two", ""), guide="all").texts == ("one", "two")
-    assert settle(_Turns("one", ""), guide="last").texts == ()
+    assert settle(_Turns("one", ""), guide="last").texts == ("one",)
     many = _Turns(*(str(number) for number in range(9)))
     assert settle(many, {"max_texts": 2}, guide="all").texts == ("7", "8")
 

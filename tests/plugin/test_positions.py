@@ -5,7 +5,9 @@ import random
 import pytest
 import torch
 from torch import Tensor
+from vllm.multimodal.inputs import PlaceholderRange
 
+from vllm_litelvlm.plugin.models.positions import bases_below
 from vllm_litelvlm.plugin.positions import (
     ImageSpan,
     continuation,
@@ -14,45 +16,62 @@ from vllm_litelvlm.plugin.positions import (
     split_offsets,
     with_offsets,
 )
+from vllm_litelvlm.pruning.order import Layer
 
 IMAGE = 7
 
 
-def by_hand(prompt: list[int | tuple[list[int], int]]) -> tuple[list[int], int]:
-    """Positions of a prompt of single tokens and images: each image's offsets and its span."""
+#: A token, or an image: its tokens' offsets, its span, and whose positions it shares if anybody's.
+Part = int | tuple[list[int], int, int | None]
+
+
+def by_hand(prompt: list[Part]) -> tuple[list[int], int]:
+    """Positions of a prompt."""
     found, following = [], 0
+    starts: list[int] = []
     for part in prompt:
         if isinstance(part, int):
             found.append(following)
             following += 1
         else:
-            offsets, span = part
-            found += [following + offset for offset in offsets]
-            following += span
+            offsets, span, within = part
+            starts.append(following if within is None else starts[within])
+            found += [starts[-1] + offset for offset in offsets]
+            following += span if within is None else 0
     return found, following - len(found)
 
 
-def spans_of(prompt: list[int | tuple[list[int], int]]) -> tuple[list[ImageSpan], list[int]]:
+def spans_of(prompt: list[Part]) -> tuple[list[ImageSpan], list[int]]:
     """The images' spans, and the prompt's token ids."""
     spans, ids = [], []
     for part in prompt:
         if isinstance(part, int):
             ids.append(part)
         else:
-            spans.append(ImageSpan(len(ids), len(part[0]), part[1]))
-            ids += [IMAGE] * len(part[0])
+            offsets, span, within = part
+            spans.append(
+                ImageSpan(len(ids), len(offsets), 0 if within is not None else span, within)
+            )
+            ids += [IMAGE] * len(offsets)
     return spans, ids
 
 
-def made_up(seed: int) -> list[int | tuple[list[int], int]]:
-    """Text and up to three images, one behind the other or apart; each whole or pruned."""
+def made_up(seed: int) -> list[Part]:
+    """Text, up to three images, whole or pruned, and focuses on them; adjacent or apart."""
     draw = random.Random(seed)
-    prompt: list[int | tuple[list[int], int]] = [1] * draw.randint(0, 3)
-    for _ in range(draw.randint(0, 3)):
+    prompt: list[Part] = [1] * draw.randint(0, 3)
+    images: list[int] = []  # those that take positions of their own
+    for number in range(draw.randint(0, 5)):
+        if images and draw.random() < 0.4:
+            prompt.append((draw.sample(range(5), draw.randint(1, 5)), 0, draw.choice(images)))
+            prompt += [1] * draw.randint(0, 4)
+            continue
+        images.append(number)
         span = draw.choice([1, 5, 576, 577])
         kept = draw.sample(range(span), draw.randint(1, span))
         compact = draw.random() < 0.3
-        prompt.append((list(range(len(kept))), len(kept)) if compact else (kept, span))
+        offsets = list(range(len(kept))) if compact else kept
+        prompt.append((offsets, len(kept) if compact else span, None))
         prompt += [1] * draw.randint(0, 4)
     return prompt or [1]
 
@@ -106,3 +125,19 @@ def test_parts_of_an_image_keep_their_offsets() -> None:
     offsets: Tensor = torch.tensor([0, 5, 300, 575])
     whole = with_offsets(torch.zeros(4, 2, dtype=torch.bfloat16), offsets)
     assert split_offsets(whole[1:3])[1].tolist() == [5, 300]
+
+
+def test_focus_lies_on_a_base_of_its_own_picture() -> None:
+    base, focus, whole = Layer.BASE, Layer.FOCUS, Layer.WHOLE
+    prompt = [
+        (base, "a"), (base, "b"), (base, "a"), (focus, "a"), (focus, "b"), (focus, "a"), None,
+        (whole, "c"), None, (focus, "a"), None, (base, "b"), (focus, "b"), (focus, "b"),
+    ]  # fmt: skip
+    items = [part for part in prompt if part is not None]
+    offsets = [4 * number for number, part in enumerate(prompt) if part is not None]
+    below = bases_below(
+        [layer for layer, _ in items],
+        [key.encode() for _, key in items],
+        [PlaceholderRange(offset, 4) for offset in offsets],
+    )
+    assert below == [None, None, None, 0, 1, 2, None, 2, None, 1, 8]

@@ -11,7 +11,9 @@ from vllm.model_executor.models.llava import (
     LlavaForConditionalGeneration,
     LlavaMultiModalProcessor,
 )
+from vllm.renderers import ChatParams
 from vllm.renderers.base import BaseRenderer
+from vllm.renderers.hf import HfRenderer, safe_apply_chat_template
 
 from vllm_litelvlm.errors import CompatibilityError
 from vllm_litelvlm.plugin import compat
@@ -38,6 +40,22 @@ from vllm_litelvlm.plugin import compat
             ["self", "pixel_values", "select_layers", "feature_select_strategy"],
         ),
         (BaseRenderer._apply_prompt_extras, ["self", "prompts", "prompt_extras"]),
+        (BaseRenderer.warmup, ["self", "chat_params"]),
+        (HfRenderer.render_messages, ["self", "messages", "params"]),
+        (HfRenderer.render_messages_async, ["self", "messages", "params"]),
+        (ChatParams.get_apply_chat_template_kwargs, ["self"]),
+        (
+            safe_apply_chat_template,
+            [
+                "model_config",
+                "tokenizer",
+                "conversation",
+                "tools",
+                "chat_template",
+                "tokenize",
+                "kwargs",
+            ],
+        ),
     ],
 )
 def test_hook_has_the_parameters_that_the_plugin_overrides(
@@ -94,7 +112,9 @@ print(
     name in MODELS_CONFIG_MAP,
     hasattr(online.validate_request_mm_kwargs, "_litelvlm"),
     hasattr(vllm.renderers.base.BaseRenderer._apply_prompt_extras, "_litelvlm"),
-    hasattr(vllm.renderers.hf.resolve_chat_template, "_litelvlm"),
+    hasattr(vllm.renderers.base.BaseRenderer.warmup, "_litelvlm"),
+    hasattr(vllm.renderers.hf.HfRenderer.render_messages, "_litelvlm"),
+    hasattr(vllm.renderers.hf.HfRenderer.render_messages_async, "_litelvlm"),
     "litelvlm_guidance_seconds" in str(list(REGISTRY._collector_to_names)) or
     any("vllm_litelvlm" in type(one).__module__ for one in REGISTRY._collector_to_names),
 )
@@ -109,4 +129,4 @@ print(
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-6:] == [str(is_ours)] * 6
+    assert done.stdout.split()[-8:] == [str(is_ours)] * 8

@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from vllm_litelvlm.errors import OptionsError
 from vllm_litelvlm.evaluation.backend import Answer, Question
 from vllm_litelvlm.evaluation.llava import HfLlava
 from vllm_litelvlm.options import PruningOptions, ServerOptions, parse_request_options
 from vllm_litelvlm.pruning.base import Signal, Signals
-from vllm_litelvlm.pruning.batch import needed_signals, prune
+from vllm_litelvlm.pruning.batch import prune
 from vllm_litelvlm.pruning.decoder import DecoderPruner
+from vllm_litelvlm.pruning.order import Order
 from vllm_litelvlm.pruning.registry import (
     build_decoder_pruner,
     check_texts,
@@ -98,13 +100,16 @@ class TransformersBackend:
 
     def _prune_before(self, question: Question, options: PruningOptions) -> Answer:
         """By a method of the engine: the language model gets fewer tokens."""
+        if options.focus > 0:
+            raise OptionsError(
+                f"litelvlm option 'focus' is {options.focus}, but transformers gives an image's "
+                "tokens in one layer; leave it out, or ask the engine or a server."
+            )
         pruner, budget = settle(options, self.grid**2)
         texts = options.texts or tuple(filter(None, [question.prompt.strip()]))
         check_texts(pruner.name, texts)
-        signals = self.signals(
-            question.image, texts if pruner.reads_text else (), needed_signals([pruner])
-        )
-        [selection] = prune(signals, [pruner], [budget])
+        signals = self.signals(question.image, texts if pruner.reads_text else (), pruner.needs)
+        [selection] = prune(signals, [Order(pruner, budget)], [None])
         places, offsets = pruner.places(self.grid**2), None
         if options.positions == "original":
             offsets = selection.indices - places.start

@@ -6,7 +6,7 @@ that is not ours, and fails loudly here when vLLM has moved what it wraps.
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from vllm_litelvlm.activation import SWITCH
 from vllm_litelvlm.errors import CompatibilityError
 from vllm_litelvlm.options import OPTIONS_KEY
-from vllm_litelvlm.plugin.chat_templates import note_template
+from vllm_litelvlm.plugin.conversation import CONVERSATION_KEY, Conversation
 from vllm_litelvlm.plugin.trace import TRACE
 
 SUPPORTED = ("0.32", "0.33")
@@ -29,8 +29,10 @@ def install() -> None:
     _name_our_variables()
     for module in ("vllm.renderers.online_renderer", "vllm.entrypoints.pooling.base.serving"):
         _wrap(module, "validate_request_mm_kwargs", _let_our_options_pass)
-    _wrap("vllm.renderers.base", "BaseRenderer._apply_prompt_extras", _refuse_unused_options)
-    _wrap("vllm.renderers.hf", "resolve_chat_template", _note_chat_template)
+    _wrap("vllm.renderers.base", "BaseRenderer.warmup", _tell_chat_template)
+    _wrap("vllm.renderers.hf", "HfRenderer.render_messages", _keep_conversation)
+    _wrap("vllm.renderers.hf", "HfRenderer.render_messages_async", _keep_conversation_async)
+    _wrap("vllm.renderers.base", "BaseRenderer._apply_prompt_extras", _check_and_pass_on)
 
 
 def _name_our_variables() -> None:
@@ -59,9 +61,62 @@ def _let_our_options_pass(stock: Callable[..., None]) -> Callable[..., None]:
     return validate
 
 
-def _refuse_unused_options(stock: Callable[..., None]) -> Callable[..., None]:
-    """Refuse options that would silently do nothing: without an image, or on another model."""
-    from vllm.exceptions import VLLMValidationError
+def _tell_chat_template(stock: Callable[..., None]) -> Callable[..., None]:
+    """Tell the processor of ``--chat-template``, which vLLM has here before the first request."""
+
+    @functools.wraps(stock)
+    def warmup(renderer: Any, chat_params: Any) -> None:
+        if _is_ours(renderer) and renderer.mm_processor is not None:
+            renderer.mm_processor.chat_template = chat_params.chat_template
+        stock(renderer, chat_params)
+
+    return warmup
+
+
+def _keep_conversation(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Leave the messages in the prompt that they were rendered to."""
+
+    @functools.wraps(stock)
+    def render_messages(renderer: Any, messages: Any, params: Any) -> Any:
+        conversation, prompt = stock(renderer, messages, params)
+        return conversation, _with_conversation(renderer, conversation, params, prompt)
+
+    return render_messages
+
+
+def _keep_conversation_async(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for ``vllm serve``."""
+
+    @functools.wraps(stock)
+    async def render_messages_async(renderer: Any, messages: Any, params: Any) -> Any:
+        conversation, prompt = await stock(renderer, messages, params)
+        return conversation, _with_conversation(renderer, conversation, params, prompt)
+
+    return render_messages_async
+
+
+def _with_conversation(renderer: Any, conversation: Any, params: Any, prompt: Any) -> Any:
+    from vllm.renderers.hf import safe_apply_chat_template
+
+    if not (_is_ours(renderer) and "multi_modal_data" in prompt):
+        return prompt
+    config, tokenizer = renderer.model_config, renderer.get_tokenizer()
+    settings = {**params.get_apply_chat_template_kwargs(), "tokenize": False}
+    kept = Conversation(
+        conversation,
+        image_token=tokenizer.convert_ids_to_tokens(config.hf_config.image_token_index),
+        special_tokens=tokenizer.all_special_tokens,
+        render=functools.partial(safe_apply_chat_template, config, **settings),
+    )
+    return {**prompt, CONVERSATION_KEY: kept}
+
+
+def _check_and_pass_on(stock: Callable[..., None]) -> Callable[..., None]:
+    """Refuse options that would silently do nothing, and hand on the conversation.
+
+    Every prompt comes by here once it is tokenized. The arguments of its multimodal processor,
+    which a request sends, are what reaches ours.
+    """
     from vllm.renderers.inputs.preprocess import extract_target_prompt
 
     @functools.wraps(stock)
@@ -69,35 +124,41 @@ def _refuse_unused_options(stock: Callable[..., None]) -> Callable[..., None]:
         stock(renderer, prompts, prompt_extras)
         for prompt in prompts:
             target = extract_target_prompt(renderer.model_config, prompt)
-            given = target.get("mm_processor_kwargs") or {}
-            if OPTIONS_KEY not in given:
-                continue
-            architectures = renderer.model_config.architectures
-            if not set(architectures) & set(supported_architectures()):
-                raise VLLMValidationError(
-                    f"litelvlm options were sent, but litelvlm does not support this model "
-                    f"({', '.join(architectures)}); it supports "
-                    f"{', '.join(supported_architectures())}. Leave the options out.",
-                    parameter=f"mm_processor_kwargs.{OPTIONS_KEY}",
-                )
-            if not target.get("multi_modal_data"):
-                raise VLLMValidationError(
-                    "litelvlm options were sent, but the request has no image to prune; "
-                    "add an image or leave the options out.",
-                    parameter=f"mm_processor_kwargs.{OPTIONS_KEY}",
-                )
+            _refuse_unused_options(renderer.model_config.architectures, target)
+            if _is_ours(renderer):
+                _pass_on_conversation(target)
 
     return apply_prompt_extras
 
 
-def _note_chat_template(stock: Callable[..., str | None]) -> Callable[..., str | None]:
-    @functools.wraps(stock)
-    def resolve(*args: Any, **kwargs: Any) -> str | None:
-        template = stock(*args, **kwargs)
-        note_template(template)
-        return template
+def _refuse_unused_options(architectures: Sequence[str], prompt: Any) -> None:
+    """Options without an image, or for another model."""
+    from vllm.exceptions import VLLMValidationError
 
-    return resolve
+    if OPTIONS_KEY not in (prompt.get("mm_processor_kwargs") or {}):
+        return
+    if not set(architectures) & set(supported_architectures()):
+        raise VLLMValidationError(
+            f"litelvlm options were sent, but litelvlm does not support this model "
+            f"({', '.join(architectures)}); it supports "
+            f"{', '.join(supported_architectures())}. Leave the options out.",
+            parameter=f"mm_processor_kwargs.{OPTIONS_KEY}",
+        )
+    if not prompt.get("multi_modal_data"):
+        raise VLLMValidationError(
+            "litelvlm options were sent, but the request has no image to prune; "
+            "add an image or leave the options out.",
+            parameter=f"mm_processor_kwargs.{OPTIONS_KEY}",
+        )
+
+
+def _pass_on_conversation(prompt: Any) -> None:
+    given = dict(prompt.get("mm_processor_kwargs") or {})
+    given.pop(CONVERSATION_KEY, None)  # no client's affair
+    if CONVERSATION_KEY in prompt:
+        given[CONVERSATION_KEY] = prompt.pop(CONVERSATION_KEY)
+    if given or "mm_processor_kwargs" in prompt:
+        prompt["mm_processor_kwargs"] = given
 
 
 def mend_cpu_runner() -> None:
@@ -117,6 +178,10 @@ def mend_cpu_runner() -> None:
         """``__init__`` sets it before there is a model."""
 
     setattr(CPUModelRunner, name, property(get, ignore))
+
+
+def _is_ours(renderer: Any) -> bool:
+    return bool(set(renderer.model_config.architectures) & set(supported_architectures()))
 
 
 def supported_architectures() -> tuple[str, ...]:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from vllm import envs
-from vllm.config import ModelConfig, VllmConfig
+from vllm.config import CacheConfig, ModelConfig, VllmConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
+from vllm.platforms import current_platform
 
 from vllm_litelvlm.errors import CompatibilityError, OptionsError
 from vllm_litelvlm.options import (
@@ -18,7 +19,7 @@ from vllm_litelvlm.options import (
 )
 from vllm_litelvlm.plugin.plan import Plan
 from vllm_litelvlm.plugin.positions import ROWS
-from vllm_litelvlm.pruning.registry import build_pruner, pruner_class
+from vllm_litelvlm.pruning.registry import build_pruner, pruner_class, settle_focus
 from vllm_litelvlm.vision.checkpoint import (
     CONFIG_KEY,
     check_tower,
@@ -29,6 +30,8 @@ from vllm_litelvlm.vision.clip import patch_count
 
 #: What makes vLLM keep rows of positions a request; the language model's own embedding is not told.
 _SECTIONS = [1] * ROWS
+#: What vLLM takes on a CPU.
+_CPU_BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,13 @@ class GuidanceConfig:
     """What the processor and the model need to know.
 
     ``clip_model`` is a hub name or an absolute folder, ``text_tokens`` how many tokens its text
-    tower reads.
+    tower reads, ``block`` how many tokens a block of the prefix cache has, 0 without one.
     """
 
     server: ServerOptions
     clip_model: str
     text_tokens: int
+    block: int
 
 
 class LiteLVLMConfigHook(VerifyAndUpdateConfig):
@@ -76,6 +80,7 @@ class LiteLVLMConfigHook(VerifyAndUpdateConfig):
                 "server": server.model_dump(),
                 "clip_model": clip_model,
                 "text_tokens": clip_config.text_config.max_position_embeddings,
+                "block": _prefix_block(vllm_config.cache_config),
             },
         )
 
@@ -95,6 +100,7 @@ def guidance_config(config: Any) -> GuidanceConfig:
         server=ServerOptions.model_validate(carried["server"]),
         clip_model=carried["clip_model"],
         text_tokens=carried["text_tokens"],
+        block=carried["block"],
     )
 
 
@@ -125,6 +131,19 @@ def _check_engine(vllm_config: VllmConfig) -> None:
         )
 
 
+def _prefix_block(cache: CacheConfig) -> int:
+    """Tokens of a block of the prefix cache, or 0 where there is none.
+
+    Before any process starts that is vLLM's default unless the user says otherwise; should a
+    backend want another size in the end, bases merely end inside a block.
+    """
+    if not cache.enable_prefix_caching:
+        return 0
+    if cache.user_specified_block_size:
+        return int(cache.block_size)
+    return _CPU_BLOCK if current_platform.is_cpu() else int(cache.DEFAULT_BLOCK_SIZE)
+
+
 def _install_positions(vllm_config: VllmConfig) -> None:
     """Have vLLM ask the model for positions, and hand it the pruned tokens to place them by.
 
@@ -153,4 +172,6 @@ def _check_defaults(server: ServerOptions, patches: int) -> None:
         pruner_class(method)  # one that is unknown is refused
     defaults = server.defaults
     build_pruner(defaults.method, defaults.parameters, (*COMMON_OPTIONS, *SERVER_OPTIONS))
-    server.check_request(defaults, Plan.decide(defaults, patches).budget, patches)
+    plan = Plan.decide(defaults, patches)
+    settle_focus(defaults, plan.pruner, plan.budget)
+    server.check_request(defaults, plan.budget)

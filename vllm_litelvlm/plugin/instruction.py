@@ -1,9 +1,9 @@
-"""The user's own words, taken out of a rendered prompt.
+"""The user's own words, taken out of a prompt that arrives rendered.
 
-By the time a prompt reaches the multimodal processor, the chat template has been applied. The
-template's own words ("USER:", a default system prompt, ...) must not guide the pruning. They are
-not listed anywhere: a conversation of marker words is rendered through the template, and what
-stands between the markers is what the template says.
+A chat template has been applied to it. The template's own words ("USER:", a default system
+prompt, ...) must not guide the pruning. They are not listed anywhere: a conversation of marker
+words is rendered through the template, and what stands between the markers is what the template
+says.
 """
 
 import re
@@ -12,6 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
+
+from vllm_litelvlm.plugin.turns import (
+    Characters,
+    Turn,
+    decode,
+    without_space,
+    without_special_tokens,
+    written_tokens,
+)
 
 _SYSTEM, _FIRST, _ANSWER, _SECOND = "qzsystem", "qzfirst", "qzanswer", "qzsecond"
 
@@ -35,30 +44,34 @@ class TemplateReader:
         """Learn a Jinja template, or None where it does not show its parts clearly."""
         turns = [("user", _FIRST), ("assistant", _ANSWER), ("user", _SECOND)]
         parts = _between(tokenizer, template, turns)
-        if parts is None or not (parts[1] and parts[2]):
+        if parts is None or not any(parts):
             return None
         with_system = _between(tokenizer, template, [("system", _SYSTEM), *turns])
         system = (with_system[0], with_system[1]) if with_system and with_system[1] else None
         opening, to_answer, to_user, ending = parts
         return cls(opening, to_answer, to_user, ending, system)
 
-    def user_turns(self, text: str) -> list[str] | None:
-        """The user's turns in order, or None where the text does not follow the template."""
-        text = _collapsed(text)
+    def user_turns(self, text: str) -> list[slice] | None:
+        """The user's turns in a collapsed text, or None where it does not follow the template.
+
+        One turn, of all that is said, where the template does not label who speaks.
+        """
         if not text.endswith(self.ending):
             return None
         start = self._start(text)
         end = len(text) - len(self.ending)
         if start is None or start > end:
             return None
+        if not (self.to_answer and self.to_user):
+            return [slice(start, end)]
         turns = []
         while True:
             answer = text.find(self.to_answer, start, end)
             question = text.find(self.to_user, answer + len(self.to_answer), end)
             if answer < 0 or question < 0:
-                turns.append(text[start:end].strip())
+                turns.append(slice(start, end))
                 return turns
-            turns.append(text[start:answer].strip())
+            turns.append(slice(start, answer))
             start = question + len(self.to_user)
 
     def _start(self, text: str) -> int | None:
@@ -74,37 +87,63 @@ class TemplateReader:
 class InstructionReader:
     """Reads the user's turns out of prompts, given as token ids.
 
+    A prompt that follows none of the templates is one turn: its whole text.
+
     Args:
         tokenizer: the language model's, in transformers' interface.
         image_token_id: the placeholder that stands for an image.
+        templates: of which prompts are read by the first that fits.
     """
 
-    def __init__(self, tokenizer: Any, image_token_id: int) -> None:
+    def __init__(self, tokenizer: Any, image_token_id: int, templates: Sequence[str]) -> None:
         self._tokenizer = tokenizer
         self._image_token_id = image_token_id
-        self._readers: dict[str, TemplateReader | None] = {}
+        learned = [TemplateReader.learn(tokenizer, template) for template in templates]
+        self._readers = [reader for reader in learned if reader is not None]
 
-    def user_turns(self, prompt: Sequence[int], templates: Sequence[str]) -> list[str]:
-        """The user's turns by the first template that fits.
+    def texts(self, prompt: Sequence[int]) -> list[str]:
+        """What the user said, turn by turn, but for those without words."""
+        text, turns = self._read(prompt)
+        return list(filter(None, (self._words(text[turn]) for turn in turns)))
 
-        A prompt that follows none of the templates gives one turn: its whole text, without
-        special tokens.
+    def turns(self, prompt: Sequence[int]) -> list[Turn]:
+        """The turns that have words or images, with their places in the prompt.
+
+        An image outside of all user's turns is a turn without words.
         """
-        ids = [token for token in prompt if token != self._image_token_id]
-        text = decode_prompt(self._tokenizer, ids)
-        for template in templates:
-            if template not in self._readers:
-                self._readers[template] = TemplateReader.learn(self._tokenizer, template)
-            reader = self._readers[template]
-            turns = reader.user_turns(text) if reader else None
-            if turns is not None:
-                return [self._without_special_tokens(turn) for turn in turns]
-        return [self._tokenizer.decode(ids, skip_special_tokens=True).strip()]
+        text, turns = self._read(prompt)
+        characters = Characters(self._tokenizer, prompt, self._image_token_id)
+        images = [
+            (characters.before(place), place + 1)
+            for place, token in enumerate(prompt)
+            if token == self._image_token_id
+        ]
+        found, done, written = [], 0, 0
+        for turn in turns:
+            start = written + len(without_space(text[done : turn.start]))
+            written = start + len(without_space(text[turn]))
+            done = turn.stop
+            while images and images[0][0] < start:
+                found.append(Turn("", images.pop(0)[1]))
+            words, place = self._words(text[turn]), None
+            while images and images[0][0] <= written:
+                place = images.pop(0)[1]
+            if place is not None or words:
+                found.append(Turn(words, characters.token_at(start) if place is None else place))
+        return [*found, *(Turn("", place) for _, place in images)]
 
-    def _without_special_tokens(self, text: str) -> str:
-        for token in self._tokenizer.all_special_tokens:
-            text = text.replace(token, "")
-        return text.strip()
+    def _read(self, prompt: Sequence[int]) -> tuple[str, list[slice]]:
+        """The prompt's text, collapsed, and where in it the user's turns are."""
+        places = written_tokens(self._tokenizer, prompt, self._image_token_id)
+        text = _collapsed(decode(self._tokenizer, [prompt[place] for place in places]))
+        for reader in self._readers:
+            turns = reader.user_turns(text)
+            if turns is not None:
+                return text, turns
+        return text, [slice(0, len(text))]
+
+    def _words(self, text: str) -> str:
+        return without_special_tokens(text, self._tokenizer.all_special_tokens)
 
 
 def _between(
@@ -126,19 +165,10 @@ def _between(
             continue  # a template for the other form of content, or without such a role
         # Prompts arrive as token ids: what encoding and decoding does to them is done here too.
         ids = tokenizer.encode(rendered, add_special_tokens=False)
-        text = decode_prompt(tokenizer, ids)
+        text = decode(tokenizer, ids[int(ids[:1] == [tokenizer.bos_token_id]) :])
         if any_marker.findall(text) == markers:
             return tuple(map(_collapsed, any_marker.split(text)))
     return None
-
-
-def decode_prompt(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Token ids as text with its special tokens, but for a leading begin-of-sequence token."""
-    if ids and ids[0] == tokenizer.bos_token_id:
-        ids = ids[1:]
-    text = tokenizer.decode(ids, skip_special_tokens=False)
-    assert isinstance(text, str)
-    return text
 
 
 def _collapsed(text: str) -> str:

@@ -68,11 +68,11 @@ def count_pixels(queries: int, hits: int) -> None:
 
 
 def count_images(method: str, images: int, tokens_in: int, tokens_kept: int) -> None:
-    """Count a request's images; the token numbers are those of one image."""
+    """Count a request's images and their tokens, before and after."""
     seen, before, after = _counters()
     seen.labels(method).inc(images)
-    before.labels(method).inc(images * tokens_in)
-    after.labels(method).inc(images * tokens_kept)
+    before.labels(method).inc(tokens_in)
+    after.labels(method).inc(tokens_kept)
 
 
 class WorkerHistogram:

@@ -1,4 +1,4 @@
-"""Preprocessed images in the front end, so that another text about an image reuses them.
+"""Images in the front end, preprocessed once, so that another text about an image reuses them.
 
 vLLM's own cache of processed inputs knows an image together with the request's options, and so
 with its text: under another text it would have the same image preprocessed again.
@@ -6,22 +6,58 @@ with its text: under another text it would have the same image preprocessed agai
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import cached_property
 
 import torch
 from torch import Tensor
-from vllm.multimodal.hasher import MultiModalHasher
+from vllm.multimodal.media import MediaWithBytes
 
 from vllm_litelvlm.plugin.metrics import count_pixels
 
+#: How many of the names that clients gave to images are remembered.
+_NAMES = 16_384
 
-def image_key(algorithm: Any, **what: object) -> bytes:
-    """A digest of an image and of whatever else its pixels depend on."""
-    return bytes.fromhex(MultiModalHasher.hash_kwargs(algorithm, **what))
+
+class Picture:
+    """An image of a request, hashed no more than once, whatever its digest is needed for.
+
+    Args:
+        image: as the request has it; None where only its name was sent.
+        name: what the client calls it, if anything.
+        digest: hashes what is given together with all else that pixels depend on.
+        kept: where pixels may be, under what was sent with the name before.
+    """
+
+    def __init__(
+        self, image: object, name: str | None, digest: Callable[..., str], kept: "PixelCache"
+    ) -> None:
+        self._image, self._digest = image, digest
+        self.name = None if name is None else digest(name=name)
+        self._known = kept.key_of(self.name) if image is None and self.name is not None else None
+
+    @cached_property
+    def key(self) -> bytes:
+        """Pictures of equal keys have equal pixels."""
+        return self._known or bytes.fromhex(self._digest(image=self._image))
+
+    @property
+    def identity(self) -> str:
+        """What vLLM's caches know the picture by: its name, or its pixels."""
+        return f"pixels {self.key.hex()}" if self.name is None else f"name {self.name}"
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether neither the image nor its pixels are there."""
+        return self._image is None and self._known is None
+
+    @property
+    def image(self) -> object:
+        """What is to be preprocessed."""
+        return self._image.media if isinstance(self._image, MediaWithBytes) else self._image
 
 
 class PixelCache:
-    """Pixel values by image key; the least recently used go first.
+    """Pixel values by picture; the least recently used go first.
 
     Args:
         max_bytes: what all pixel values together may take; 0 keeps none.
@@ -31,13 +67,17 @@ class PixelCache:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._pixels: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._names: OrderedDict[str, bytes] = OrderedDict()
 
-    def get(self, keys: Sequence[bytes], preprocess: Callable[[list[int]], Tensor]) -> list[Tensor]:
-        """Pixel values of every image, [3, side, side] each.
+    def get(
+        self, pictures: Sequence[Picture], preprocess: Callable[[list[int]], Tensor]
+    ) -> list[Tensor]:
+        """Pixel values of every picture, [3, side, side] each.
 
-        ``preprocess`` is given places in ``keys`` and returns their pixels, [images, 3, side,
+        ``preprocess`` is given places in ``pictures`` and returns their pixels, [images, 3, side,
         side].
         """
+        keys = [picture.key for picture in pictures]
         there = {key: self._pixels[key] for key in keys if key in self._pixels}
         missing = {key: place for place, key in enumerate(keys) if key not in there}
         count_pixels(len(keys), sum(key in there for key in keys))
@@ -46,7 +86,18 @@ class PixelCache:
             there |= dict(zip(missing, fresh, strict=True))
         for key in dict.fromkeys(keys):
             self._keep(key, there[key])
+        for picture in pictures:
+            if picture.name is not None:
+                self._names[picture.name] = picture.key
+                self._names.move_to_end(picture.name)
+                if len(self._names) > _NAMES:
+                    self._names.popitem(last=False)
         return [there[key] for key in keys]
+
+    def key_of(self, name: str) -> bytes | None:
+        """The key of the picture that last had a name, if its pixels are still there."""
+        key = self._names.get(name)
+        return key if key in self._pixels else None
 
     def _keep(self, key: bytes, pixels: Tensor) -> None:
         if key in self._pixels:

@@ -1,13 +1,14 @@
-"""What was decided for one request, as it travels through vLLM.
+"""What was decided for one item of a request, as it travels through vLLM.
 
-vLLM mixes every ``mm_processor_kwargs`` entry into the hash that keys its processor cache, its
-encoder cache and its prefix cache. The plan is put there in its canonical JSON form, so that two
-requests share cached work exactly when the same tokens are kept for the same reason.
+An item is an image, or one of the layers in which an image's tokens come. vLLM mixes every
+``mm_processor_kwargs`` entry into the hash that keys its processor cache, its encoder cache and its
+prefix cache. The item's plan is put there in its canonical JSON form, so that two requests share
+cached work exactly when the same tokens are kept for the same reason.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -19,14 +20,16 @@ from vllm_litelvlm.options import PruningOptions
 from vllm_litelvlm.plugin.profile import Profile
 from vllm_litelvlm.pruning.base import Pruner
 from vllm_litelvlm.pruning.keep_all import KeepAll
+from vllm_litelvlm.pruning.order import Layer, Order
 from vllm_litelvlm.pruning.registry import build_pruner, method_version, settle
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Method, its parameters, the budget in tokens, and the guiding texts, of one request.
+    """Method, its parameters, the budget in tokens, and the guiding texts, of one item.
 
-    ``original``: whether the kept tokens keep their own positions.
+    ``original``: whether the kept tokens keep their own positions. ``layer`` and ``base`` as in
+    :class:`~vllm_litelvlm.pruning.order.Order`.
     """
 
     method: str
@@ -34,6 +37,8 @@ class Plan:
     budget: int
     texts: tuple[str, ...] = ()
     original: bool = False
+    layer: Layer = Layer.WHOLE
+    base: int = 0
     version: str = __version__
 
     @classmethod
@@ -52,15 +57,23 @@ class Plan:
             version=method_version(pruner.name),
         )
 
-    @classmethod
-    def whole(cls, patches: int) -> "Plan":
-        """Every token stays, whatever was asked for."""
-        return cls(KeepAll.name, {}, patches)
+    def base_of(self, tokens: int) -> "Plan":
+        """The layer that no text touches."""
+        return replace(self, budget=tokens, texts=(), layer=Layer.BASE, base=tokens)
+
+    def focus_on(self, texts: tuple[str, ...], base: int) -> "Plan":
+        """The layer that texts add to a base of so many tokens: the rest of the budget."""
+        return replace(self, budget=self.budget - base, texts=texts, layer=Layer.FOCUS, base=base)
 
     @property
     def pruner(self) -> Pruner:
         """The method with its parameters."""
         return _pruner(self.method, self.parameters)
+
+    @property
+    def count(self) -> int:
+        """How many tokens the item has in the prompt."""
+        return self.pruner.output_count(self.budget)
 
     def to_json(self) -> str:
         """Canonical form: equal plans, equal strings."""
@@ -70,21 +83,21 @@ class Plan:
     def from_json(cls, text: str) -> "Plan":
         """The inverse of :meth:`to_json`."""
         fields = json.loads(text)
-        return cls(**{**fields, "texts": tuple(fields["texts"])})
+        fields["texts"] = tuple(fields["texts"])
+        fields["layer"] = Layer(fields["layer"])
+        return cls(**fields)
 
 
 @dataclass(frozen=True)
-class WorkOrder:
+class WorkOrder(Order):
     """The part of a plan that the worker needs, as a tensor: texts arrive as token ids."""
 
-    pruner: Pruner
-    budget: int
-    original: bool
+    original: bool = False
 
     @staticmethod
     def encode(plan: Plan) -> Tensor:
         """A plan as uint8 [bytes]."""
-        names = ("method", "parameters", "budget", "original")
+        names = ("method", "parameters", "budget", "original", "layer", "base")
         order = {name: getattr(plan, name) for name in names}
         data = bytearray(json.dumps(order, sort_keys=True), "utf-8")
         return torch.frombuffer(data, dtype=torch.uint8)
@@ -98,8 +111,8 @@ class WorkOrder:
 @lru_cache(maxsize=1024)
 def _work_order(data: bytes) -> WorkOrder:
     order = json.loads(data)
-    pruner = _pruner(order["method"], order["parameters"])
-    return WorkOrder(pruner, order["budget"], order["original"])
+    pruner = _pruner(order.pop("method"), order.pop("parameters"))
+    return WorkOrder(pruner, **{**order, "layer": Layer(order["layer"])})
 
 
 def _pruner(method: str, parameters: Mapping[str, Any]) -> Pruner:

@@ -27,11 +27,16 @@ _BASE = 256
 
 @dataclass(frozen=True)
 class ImageSpan:
-    """The tokens of an image in a prompt, and how many positions they take up."""
+    """The tokens of an image, or of a layer of it, in a prompt, and how many positions they take.
+
+    ``within`` is the number of the span whose positions these tokens share, as a focus does with
+    its base; they then take none of their own.
+    """
 
     start: int
     tokens: int
     positions: int
+    within: int | None = None
 
 
 def prompt_positions(tokens: int, images: Sequence[ImageSpan]) -> tuple[Tensor, int]:
@@ -39,7 +44,7 @@ def prompt_positions(tokens: int, images: Sequence[ImageSpan]) -> tuple[Tensor, 
 
     Args:
         tokens: the length of the prompt.
-        images: in order.
+        images: in order; each ``within`` names an earlier one.
 
     Returns:
         int64 [3, tokens], and how much further than at its token's number the prompt's
@@ -48,12 +53,15 @@ def prompt_positions(tokens: int, images: Sequence[ImageSpan]) -> tuple[Tensor, 
     rows = torch.arange(tokens).repeat(ROWS, 1)
     rows[2] += 1
     ahead = 0
+    firsts: list[int] = []
     for image in images:
         end = image.start + image.tokens
-        first = image.start + ahead
+        here = image.start + ahead
+        first = here if image.within is None else firsts[image.within]
+        firsts.append(first)
         rows[0, image.start : end] = torch.arange(first, first + image.tokens)
         rows[1, image.start : end] = first
-        rows[2, image.start : end] = first + image.positions
+        rows[2, image.start : end] = here + image.positions
         ahead += image.positions - image.tokens
         rows[:, end:] += image.positions - image.tokens
     return rows, ahead

@@ -2,20 +2,21 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from transformers import BatchFeature
 from vllm.exceptions import VLLMValidationError
-from vllm.inputs import MultiModalInput
+from vllm.inputs import MultiModalHashes, MultiModalInput
 from vllm.model_executor.models.llava import (
     BaseLlavaProcessingInfo,
     LlavaDummyInputsBuilder,
     LlavaMultiModalProcessor,
     LlavaProcessingInfo,
 )
+from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
-from vllm.multimodal.parse import ImageEmbeddingItems, MultiModalDataItems
+from vllm.multimodal.parse import ImageEmbeddingItems, ImageProcessorItems, MultiModalDataItems
 from vllm.multimodal.processing import ProcessorInputs, PromptReplacement, PromptUpdate
 from vllm.multimodal.processing.context import TimingContext
 from vllm.renderers.hf import resolve_chat_template
@@ -23,14 +24,15 @@ from vllm.renderers.hf import resolve_chat_template
 from vllm_litelvlm.errors import OptionsError
 from vllm_litelvlm.options import OPTIONS_KEY, PruningOptions, parse_request_options
 from vllm_litelvlm.plugin import metrics
-from vllm_litelvlm.plugin.chat_templates import templates_in_use
 from vllm_litelvlm.plugin.config import guidance_config, position_limit
+from vllm_litelvlm.plugin.conversation import CONVERSATION_KEY, Conversation
 from vllm_litelvlm.plugin.instruction import InstructionReader
-from vllm_litelvlm.plugin.pixels import PixelCache, as_field, image_key
+from vllm_litelvlm.plugin.layers import Layout, calls, guiding_texts, one_layer, two_layers
+from vllm_litelvlm.plugin.pixels import Picture, PixelCache, as_field
 from vllm_litelvlm.plugin.plan import Plan, WorkOrder
 from vllm_litelvlm.plugin.profile import Profile
-from vllm_litelvlm.plugin.repeats import Repeats
-from vllm_litelvlm.pruning.registry import check_texts, method_names, pruner_class
+from vllm_litelvlm.plugin.turns import Turn
+from vllm_litelvlm.pruning.registry import check_texts, method_names, pruner_class, settle_focus
 from vllm_litelvlm.vision.text import ClipTextTokenizer
 
 ORDERS_FIELD = "litelvlm_orders"
@@ -39,7 +41,14 @@ IMAGE_KEYS_FIELD = "litelvlm_image_keys"
 
 
 class LiteLVLMProcessor(LlavaMultiModalProcessor):
-    """LLaVA's processor, with as many placeholder tokens an image as the plan keeps."""
+    """LLaVA's processor, with as many placeholder tokens an image as its plan keeps.
+
+    What vLLM takes for the images of a request are here the items of its layout: an image, or a
+    layer of one. They share a :class:`~vllm_litelvlm.plugin.pixels.Picture`, and each has a plan.
+    """
+
+    #: The server's ``--chat-template``, which is told before the first request.
+    chat_template: str | None = None
 
     def __init__(
         self,
@@ -50,112 +59,142 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         config = info.get_hf_config()
         self._guidance = guidance_config(config)
         self._patches = info.get_max_image_tokens()
-        self._repeats = Repeats()
         self._pixels = PixelCache(int(self._guidance.server.pixel_cache_gb * 2**30))
         self._image_token_id = config.image_token_index
 
     @cached_property
-    def _instruction_reader(self) -> InstructionReader:
-        return InstructionReader(self.info.get_tokenizer(), self._image_token_id)
+    def _reader(self) -> InstructionReader:
+        """For prompts that the caller has rendered, by the server's template or the model's."""
+        context = self.info.ctx
+        own: str | None = resolve_chat_template(
+            context.get_tokenizer(), None, None, model_config=context.model_config
+        )
+        templates = [*filter(None, [self.chat_template, own])]
+        return InstructionReader(self.info.get_tokenizer(), self._image_token_id, templates)
 
     @cached_property
     def _text_tokenizer(self) -> ClipTextTokenizer:
         return ClipTextTokenizer(self._guidance.clip_model, self._guidance.text_tokens)
 
-    @cached_property
-    def _own_template(self) -> str | None:
-        """The model's own chat template, for prompts that the caller has rendered."""
-        context = self.info.ctx
-        template: str | None = resolve_chat_template(
-            context.get_tokenizer(), None, None, model_config=context.model_config
-        )
-        return template
-
     def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
-        """Replace the request's options by the plan that they amount to, then process as usual.
+        """Lay the request out as its options and its conversation say, then process as usual.
 
         Raises VLLMValidationError (HTTP 400) for options that are not allowed, and for image
         embeddings, which have not gone through the vision tower that the scores come from.
         """
-        given = dict(inputs.hf_processor_mm_kwargs)
-        items = inputs.mm_data_items
-        if isinstance(items.get("image"), ImageEmbeddingItems):
+        others = dict(inputs.hf_processor_mm_kwargs)
+        conversation = others.pop(CONVERSATION_KEY, None)
+        asked = others.pop(OPTIONS_KEY, None)
+        pictures = self._pictures(inputs, others)
+        if isinstance(asked, Plan):  # vLLM's memory profile
+            layout = one_layer(inputs.prompt, len(pictures), asked)
+        else:
+            layout = self._lay_out(asked, inputs.prompt, len(pictures), conversation)
+        chosen = [pictures[item.image] for item in layout.items]
+        return super().apply(
+            dataclasses.replace(
+                inputs,
+                prompt=layout.prompt,
+                mm_data_items=_items([None if one.is_missing else one for one in chosen]),
+                mm_uuid_items={"image": [one.identity for one in chosen]},
+                hf_processor_mm_kwargs={
+                    **others,
+                    OPTIONS_KEY: [item.plan.to_json() for item in layout.items],
+                },
+            ),
+            timing_ctx,
+        )
+
+    def _pictures(self, inputs: ProcessorInputs, others: Mapping[str, object]) -> list[Picture]:
+        """The request's images."""
+        images = inputs.mm_data_items.get("image")
+        if images is None:
+            return []
+        if isinstance(images, ImageEmbeddingItems):
             raise VLLMValidationError(
                 "litelvlm prunes by what the vision tower saw, so image embeddings cannot be given "
                 "directly; send the image itself, or serve without --plugin litelvlm.",
                 parameter="image_embeds",
             )
-        plan = given.pop(OPTIONS_KEY, None)
-        if not isinstance(plan, Plan):
-            try:
-                plan = self._decide(parse_request_options(plan, self._guidance.server), inputs)
-            except OptionsError as error:
-                raise VLLMValidationError(
-                    str(error), parameter=f"mm_processor_kwargs.{OPTIONS_KEY}"
-                ) from None
-            metrics.count_images(
-                plan.method,
-                images=items.get_all_counts().get("image", 0),
-                tokens_in=self._patches,
-                tokens_kept=plan.pruner.output_count(plan.budget),
-            )
-        given[OPTIONS_KEY] = plan.to_json()
-        return super().apply(dataclasses.replace(inputs, hf_processor_mm_kwargs=given), timing_ctx)
+        algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
+        digest = partial(MultiModalHasher.hash_kwargs, algorithm, **others)
+        names = (inputs.mm_uuid_items or {}).get("image") or [None] * len(images)
+        return [
+            Picture(image, None if name is None else digest(name=name), digest, self._pixels)
+            for image, name in zip(images.get_all_items_for_hash(), names, strict=True)
+        ]
 
-    def _decide(self, options: PruningOptions, inputs: ProcessorInputs) -> Plan:
-        plan = Plan.decide(options, self._patches)
-        self._guidance.server.check_request(options, plan.budget, self._patches)
-        if plan.original:
-            self._check_length(plan, inputs)
+    def _lay_out(
+        self, asked: object, prompt: list[int], images: int, conversation: Conversation | None
+    ) -> Layout:
+        """Where what is kept of each image stands in the prompt, and why it is kept."""
+        server = self._guidance.server
+        try:
+            options = parse_request_options(asked, server)
+            plan = Plan.decide(options, self._patches)
+            focus = settle_focus(options, plan.pruner, plan.budget)
+            server.check_request(options, plan.budget)
+            if plan.original:
+                self._check_length(plan, len(prompt), images)
+            if focus and prompt.count(self._image_token_id) == images:
+                layout = two_layers(
+                    prompt,
+                    self._image_token_id,
+                    plan,
+                    list(calls(self._turns(prompt, conversation), options, server.max_texts)),
+                    focus=focus,
+                    patches=self._patches,
+                    block=self._guidance.block,
+                )
+            else:
+                texts = self._texts(plan, options, prompt, conversation)
+                layout = one_layer(prompt, images, dataclasses.replace(plan, texts=texts))
+        except OptionsError as error:
+            raise VLLMValidationError(
+                str(error), parameter=f"mm_processor_kwargs.{OPTIONS_KEY}"
+            ) from None
+        metrics.count_images(
+            plan.method,
+            images=images,
+            tokens_in=images * self._patches,
+            tokens_kept=sum(item.plan.count for item in layout.items),
+        )
+        return layout
+
+    def _texts(
+        self,
+        plan: Plan,
+        options: PruningOptions,
+        prompt: Sequence[int],
+        conversation: Conversation | None,
+    ) -> tuple[str, ...]:
+        """What guides a method that keeps all of its tokens in one layer."""
         if not pruner_class(plan.method).reads_text:
-            return plan
+            return ()
         texts = options.texts
         if texts is None:
-            templates = [*templates_in_use(), *filter(None, [self._own_template])]
-            turns = self._instruction_reader.user_turns(inputs.prompt, templates)
-            wanted = {"last": turns[-1:], "first": turns[:1], "all": turns}[options.guide]
-            texts = tuple(turn for turn in wanted if turn)[-self._guidance.server.max_texts :]
+            said = conversation.texts() if conversation else self._reader.texts(prompt)
+            texts = guiding_texts(said, options.guide, self._guidance.server.max_texts)
         check_texts(plan.method, texts)
-        plan = dataclasses.replace(plan, texts=texts)
-        return plan if options.repeat == "prune" else self._settle_repeat(options, plan, inputs)
+        return texts
 
-    def _check_length(self, plan: Plan, inputs: ProcessorInputs) -> None:
+    def _turns(self, prompt: Sequence[int], conversation: Conversation | None) -> list[Turn]:
+        tokenizer = self.info.get_tokenizer()
+        turns = (
+            conversation.turns(prompt, tokenizer, self._image_token_id) if conversation else None
+        )
+        return self._reader.turns(prompt) if turns is None else turns
+
+    def _check_length(self, plan: Plan, tokens: int, images: int) -> None:
         """Refuse a prompt that fits only because it is pruned: its last positions do not exist."""
         limit = position_limit(self.info.ctx.model_config)
-        images = inputs.mm_data_items.get_all_counts().get("image", 0)
-        whole = len(plan.pruner.places(self._patches))
-        positions = len(inputs.prompt) + images * (whole - 1)
+        positions = tokens + images * (len(plan.pruner.places(self._patches)) - 1)
         if positions > limit:
             raise OptionsError(
                 f"litelvlm option 'positions' is 'original', by which the prompt's {images} images "
                 f"and text take up {positions} positions; allowed: {limit}, as many as the model "
                 "has. Send fewer images, or ask for 'compact'."
             )
-
-    def _settle_repeat(self, options: PruningOptions, plan: Plan, inputs: ProcessorInputs) -> Plan:
-        """What becomes of the plan where the same images came with other texts before."""
-        items = inputs.mm_data_items.get("image")
-        images = items.get_all() if items is not None else []
-        if not images or any(image is None for image in images):
-            return plan  # no image, or one that only vLLM's cache has, by a client's uuid
-        untold = dataclasses.replace(plan, texts=()).to_json().encode()
-        key = b"".join([*map(self._image_key, images), untold])
-        if options.repeat == "full":
-            first = self._repeats.is_first(key, plan.texts)
-            return plan if first else Plan.whole(self._patches)
-        kept = plan.pruner.output_count(plan.budget)
-        texts = self._repeats.guiding(
-            key,
-            plan.texts,
-            prompt=len(inputs.prompt) + len(images) * (kept - 1),
-            saved=len(images) * (self._patches - kept),
-            most=self._guidance.server.max_texts,
-        )
-        return dataclasses.replace(plan, texts=texts)
-
-    def _image_key(self, image: object, **others: object) -> bytes:
-        algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
-        return image_key(algorithm, image=image, **others)
 
     def get_dummy_inputs(self, *args: object, **kwargs: object) -> ProcessorInputs:
         """The costliest request that the server allows, for vLLM's memory profile.
@@ -174,32 +213,59 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         plan = Plan(Profile.name, {"methods": methods}, budget, texts)
         return dataclasses.replace(inputs, hf_processor_mm_kwargs={OPTIONS_KEY: plan})
 
+    def _get_mm_hashes(self, inputs: ProcessorInputs) -> MultiModalHashes:
+        """Every item's identity: its picture's, together with its plan."""
+        items = inputs.mm_data_items["image"].get_all_items_for_hash()
+        names = inputs.mm_uuid_items["image"] if inputs.mm_uuid_items else []
+        plans = _plans(inputs.hf_processor_mm_kwargs)
+        hashes = []
+        for item, name, plan in zip(items, names, plans, strict=True):
+            kwargs = {**inputs.hf_processor_mm_kwargs, OPTIONS_KEY: plan}
+            one = dataclasses.replace(
+                inputs,
+                mm_data_items=_items([item]),
+                mm_uuid_items={"image": [name]},
+                hf_processor_mm_kwargs=kwargs,
+            )
+            hashes += super()._get_mm_hashes(one)["image"]
+        return {"image": hashes}
+
+    def _get_cache_missing_processor_kwargs(
+        self, inputs: ProcessorInputs, mm_is_cached: Mapping[str, list[bool]]
+    ) -> Mapping[str, object]:
+        """The options, with the plans of the items that vLLM's cache lacks."""
+        plans = _plans(inputs.hf_processor_mm_kwargs)
+        cached = mm_is_cached["image"]
+        missing = [plan for plan, there in zip(plans, cached, strict=True) if not there]
+        return {**inputs.hf_processor_mm_kwargs, OPTIONS_KEY: missing}
+
     def _call_hf_processor(
         self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]
     ) -> BatchFeature:
         others = dict(hf_kwargs)
-        plan = Plan.from_json(str(others.pop(OPTIONS_KEY)))
-        images = hf_data["images"]
-        assert isinstance(images, Sequence)
-        keys = [self._image_key(image, **others) for image in images]
+        plans = [Plan.from_json(plan) for plan in _plans(hf_kwargs)]
+        del others[OPTIONS_KEY]
+        pictures = hf_data["images"]
+        assert isinstance(pictures, Sequence)
 
         def preprocess(places: list[int]) -> torch.Tensor:
-            some = {**hf_data, "images": [images[place] for place in places]}
+            some = {**hf_data, "images": [pictures[place].image for place in places]}
             pixels = super(LiteLVLMProcessor, self)._call_hf_processor(some, others)
             assert isinstance(pixels["pixel_values"], torch.Tensor)
             return pixels["pixel_values"]
 
-        ids = (
-            self._text_tokenizer(plan.texts) if plan.texts else torch.zeros(0, 1, dtype=torch.int32)
-        )
         return BatchFeature(
             {
-                "pixel_values": torch.stack(self._pixels.get(keys, preprocess)),
-                ORDERS_FIELD: [WorkOrder.encode(plan)] * len(images),
-                TEXT_IDS_FIELD: [ids] * len(images),
-                IMAGE_KEYS_FIELD: [as_field(key) for key in keys],
+                "pixel_values": torch.stack(self._pixels.get(pictures, preprocess)),
+                ORDERS_FIELD: [WorkOrder.encode(plan) for plan in plans],
+                TEXT_IDS_FIELD: [self._text_ids(plan.texts) for plan in plans],
+                IMAGE_KEYS_FIELD: [as_field(picture.key) for picture in pictures],
             }
         )
+
+    def _text_ids(self, texts: tuple[str, ...]) -> torch.Tensor:
+        """Token ids of texts, int32 [texts, length]."""
+        return self._text_tokenizer(texts) if texts else torch.zeros(0, 1, dtype=torch.int32)
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
@@ -217,13 +283,25 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         hf_processor_mm_kwargs: Mapping[str, object],
         out_mm_kwargs: MultiModalKwargsItems,
     ) -> Sequence[PromptUpdate]:
-        plan = Plan.from_json(str(hf_processor_mm_kwargs[OPTIONS_KEY]))
-        tokens = [self._image_token_id] * plan.pruner.output_count(plan.budget)
+        counts = [Plan.from_json(plan).count for plan in _plans(hf_processor_mm_kwargs)]
         return [
             PromptReplacement(
-                modality="image", target=[self._image_token_id], replacement=lambda _: tokens
+                modality="image",
+                target=[self._image_token_id],
+                replacement=lambda item: [self._image_token_id] * counts[item],
             )
         ]
+
+
+def _items(images: list[object]) -> MultiModalDataItems:
+    return MultiModalDataItems({"image": ImageProcessorItems(images)})
+
+
+def _plans(hf_processor_mm_kwargs: Mapping[str, object]) -> list[str]:
+    """The items' plans, in their JSON form."""
+    plans = hf_processor_mm_kwargs[OPTIONS_KEY]
+    assert isinstance(plans, list)
+    return plans
 
 
 def build_processor(

@@ -5,7 +5,6 @@ from typing import ClassVar
 import torch
 
 from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, keep
-from vllm_litelvlm.pruning.batch import needed_signals
 from vllm_litelvlm.pruning.registry import build_pruner
 
 
@@ -29,7 +28,7 @@ class Profile(Pruner):
     @property
     def needs(self) -> frozenset[Signal]:
         """Whatever any of the methods reads, and the tokens themselves."""
-        return needed_signals(self._pruners) | {Signal.FEATURES}
+        return frozenset({Signal.FEATURES}).union(*(pruner.needs for pruner in self._pruners))
 
     def select(self, signals: Signals, budget: int) -> Selection:
         """Run every method, and keep the first tokens."""

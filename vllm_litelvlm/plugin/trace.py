@@ -21,7 +21,7 @@ TRACE = "VLLM_LITELVLM_TRACE"
 def trace_selections(
     orders: Sequence[WorkOrder], text_ids: Sequence[Tensor], selections: Sequence[Selection]
 ) -> None:
-    """Append one line an image: method, budget, text ids, kept indices and which were guided."""
+    """Append one line an image: method, budget, layer, text ids, kept indices, which guided."""
     path = os.environ.get(TRACE)
     if not path:
         return
@@ -31,6 +31,7 @@ def trace_selections(
                 "method": order.pruner.name,
                 "parameters": order.pruner.model_dump(),
                 "budget": order.budget,
+                "layer": order.layer,
                 "text_ids": ids.tolist(),
                 "kept": selection.indices.tolist(),
                 "guided": selection.guided.tolist(),

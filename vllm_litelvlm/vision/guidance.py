@@ -8,6 +8,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPConfig, CLIPVisionConfig
 
 from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Signal, Signals
+from vllm_litelvlm.pruning.batch import choose_bases
+from vllm_litelvlm.pruning.order import Layer, Order
 from vllm_litelvlm.vision.clip import ClipScorer, patch_count
 from vllm_litelvlm.vision.images import FROM_FEATURE_INPUT, Images, needs_features
 from vllm_litelvlm.vision.slots import Row, Rows, SlotCache, recall
@@ -39,6 +41,7 @@ class Guidance(nn.Module):
         self.text_tower = ClipTextTower(clip.text_config, dtype)
         self.feature_cache: SlotCache | None = None
         self.text_cache: SlotCache | None = None
+        self.base_cache: SlotCache | None = None
         self._patches = patch_count(tower)
         self._width, self._heads = tower.hidden_size, tower.num_attention_heads
 
@@ -65,6 +68,14 @@ class Guidance(nn.Module):
         row = ((len(self.scorer.projection.weight),), torch.float32)
         self.text_cache = SlotCache(texts, {"embedding": row}) if texts else None
 
+    def add_base_cache(self, bases: int) -> None:
+        """Remember the bases that were chosen last, one an image and method.
+
+        A base must not change while vLLM has it in its prefix cache, or a focus could double or
+        miss a patch: another batch, and with it another rounding, may rank two patches otherwise.
+        """
+        self.base_cache = SlotCache(bases, {"base": ((self._patches,), torch.bool)})
+
     def keeps_features(self, keys: Sequence[bytes]) -> bool:
         """Whether the features of all these images are in the cache."""
         cache = self.feature_cache
@@ -72,7 +83,7 @@ class Guidance(nn.Module):
 
     def forget(self) -> None:
         """Empty the caches, as new weights demand."""
-        for cache in (self.feature_cache, self.text_cache):
+        for cache in (self.feature_cache, self.text_cache, self.base_cache):
             if cache is not None:
                 cache.clear()
 
@@ -98,6 +109,32 @@ class Guidance(nn.Module):
             values=values,
             tower=images.tower,
         )
+
+    def bases(
+        self, signals: Signals, keys: Sequence[bytes], orders: Sequence[Order]
+    ) -> list[Tensor | None]:
+        """The base of every image of which one layer is asked for, bool [patches].
+
+        Args:
+            signals: of the batch.
+            keys: one an image, as :attr:`Images.keys`.
+            orders: one an image.
+        """
+        layered = [image for image, order in enumerate(orders) if order.layer is not Layer.WHOLE]
+        bases: list[Tensor | None] = [None] * len(orders)
+        if not layered:
+            return bases
+
+        def compute(places: list[int]) -> Rows:
+            images = [layered[place] for place in places]
+            chosen = choose_bases(signals.rows(images), [orders[image] for image in images])
+            return {"base": chosen}
+
+        wanted = [(keys[image], *orders[image].base_key) for image in layered]
+        found = recall(wanted, compute, self.base_cache)["base"]
+        for image, base in zip(layered, found.unbind(), strict=True):
+            bases[image] = base
+        return bases
 
     def _image_values(self, images: Images, needs: frozenset[Signal]) -> dict[Signal, Tensor]:
         """Features, and the needed signals that depend on the images alone.

@@ -101,9 +101,10 @@ def _add_conditions(parser: argparse.ArgumentParser) -> None:
         "--methods",
         metavar="METHOD",
         nargs="+",
-        help="names as in `litelvlm methods`, with options as in litelvlm:share=0.25,context=false;"
-        " litelvlm-reference, litelvlm-value, litelvlm-reference-value; all (default: litelvlm, "
-        "litelvlm-reference, litelvlm-value; with --ablation none)",
+        help="names as in `litelvlm methods`, with options as in litelvlm:share=0.25,context=false "
+        "or fovea:focus=0.25,text=16; litelvlm-reference, litelvlm-value, litelvlm-reference-value, "
+        "fovea-layers, fovea-no-text; all (default: litelvlm, litelvlm-reference, litelvlm-value, "
+        "fovea; with --ablation none)",
     )
     add(
         "--budgets",

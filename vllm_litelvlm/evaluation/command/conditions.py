@@ -9,11 +9,13 @@ from typing import Any
 
 from vllm_litelvlm.errors import OptionsError
 from vllm_litelvlm.evaluation.samples import Sample
+from vllm_litelvlm.options import COMMON_OPTIONS, PruningOptions, parse
 from vllm_litelvlm.pruning.registry import (
     build_decoder_pruner,
     build_pruner,
     decoder_method_names,
     method_names,
+    pruner_class,
 )
 
 #: Whose score all others are related to.
@@ -21,11 +23,13 @@ ALL_TOKENS = "keep-all"
 #: What every table must beat.
 CHANCE = "random"
 
-_DEFAULT = ("litelvlm", "litelvlm-reference", "litelvlm-value")
-_NAMED: Mapping[str, Mapping[str, Any]] = {
-    "litelvlm-reference": {"variant": "reference"},
-    "litelvlm-value": {"guidance": "value"},
-    "litelvlm-reference-value": {"variant": "reference", "guidance": "value"},
+_DEFAULT = ("litelvlm", "litelvlm-reference", "litelvlm-value", "fovea")
+_NAMED: Mapping[str, str] = {
+    "litelvlm-reference": "litelvlm:variant=reference",
+    "litelvlm-value": "litelvlm:guidance=value",
+    "litelvlm-reference-value": "litelvlm:variant=reference,guidance=value",
+    "fovea-layers": "fovea:focus=0.25",
+    "fovea-no-text": "fovea:text=0",
 }
 _ABLATIONS: Mapping[str, Sequence[str]] = {
     "share": (
@@ -69,15 +73,8 @@ class Condition:
         return label if self.budget is None else f"{label}@{self.budget}"
 
     def options(self, sample: Sample, by_expressions: bool, seed: int) -> dict[str, Any]:
-        """What a request about a sample asks for.
-
-        Every image is pruned for its own text, whatever was asked before.
-        """
-        options: dict[str, Any] = {
-            "method": self.method.method,
-            **self.method.options,
-            "repeat": "prune",
-        }
+        """What a request about a sample asks for."""
+        options: dict[str, Any] = {"method": self.method.method, **self.method.options}
         if self.budget is not None:
             options["budget"] = self.budget
         if self.method.positions is not None:
@@ -134,14 +131,31 @@ def grid(methods: Sequence[Method], budgets: Iterable[int], all_tokens: int) -> 
 
 def _method(label: str, decoder: bool) -> Method:
     """From ``METHOD:option=value,option=value``, or one of the names for that."""
-    if label in _NAMED:
-        name, options = "litelvlm", dict(_NAMED[label])
-    else:
-        name, _, written = label.partition(":")
-        options = dict(map(_option, _COMMA.split(written))) if written else {}
+    name, _, written = _NAMED.get(label, label).partition(":")
+    options = dict(map(_option, _COMMA.split(written))) if written else {}
+    common = {option: options[option] for option in COMMON_OPTIONS if option in options}
+    parameters = {option: value for option, value in options.items() if option not in common}
     build = build_decoder_pruner if decoder and name in decoder_method_names() else build_pruner
-    draws = "seed" in type(build(name, options)).model_fields and "seed" not in options
+    draws = "seed" in type(build(name, parameters)).model_fields and "seed" not in options
+    _check_common(label, name, common)
     return Method(label, name, options, draws)
+
+
+def _check_common(label: str, name: str, common: Mapping[str, Any]) -> None:
+    """Of the options that all methods have in common, a method that has layers takes ``focus``."""
+    for option in common:
+        if option != "focus":
+            raise OptionsError(
+                f"--methods has {label!r}, but {option!r} is no method's own; say it by --budgets, "
+                "--guide-by, --texts or --positions."
+            )
+    focus = parse(PruningOptions, common).focus
+    if focus > 0 and (name in decoder_method_names() or not pruner_class(name).layered):
+        layered = ", ".join(one for one in method_names() if pruner_class(one).layered)
+        raise OptionsError(
+            f"--methods has {label!r}, but {name} does not choose in layers, which 'focus' takes; "
+            f"these do: {layered}."
+        )
 
 
 def _placed(method: Method, positions: Sequence[str]) -> list[Method]:

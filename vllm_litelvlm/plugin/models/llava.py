@@ -38,6 +38,9 @@ from vllm_litelvlm.vision.checkpoint import TowerTap, load_guidance, read_clip_c
 from vllm_litelvlm.vision.clip import patch_count
 from vllm_litelvlm.vision.guidance import Guidance
 
+#: More than the prefix cache has room for; they take 9 MiB.
+_BASES = 16_384
+
 
 @MULTIMODAL_REGISTRY.register_processor(
     build_processor, info=LlavaProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
@@ -68,6 +71,7 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
         default = build_pruner(server.defaults.method, server.defaults.parameters)
         guidance.add_feature_cache(int(server.feature_cache_gb * 2**30), dtype, default.needs)
         guidance.add_text_cache(server.text_cache)
+        guidance.add_base_cache(_BASES)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load the model, and the scorer from the same checkpoint and its CLIP."""
@@ -146,8 +150,7 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
         metrics = worker_metrics() if get_tensor_model_parallel_rank() == 0 else None
         guidance_seconds = metrics.guidance_seconds if metrics is not None else None
         selection_seconds = metrics.selection_seconds if metrics is not None else None
-        pruners, budgets = zip(*((order.pruner, order.budget) for order in orders), strict=True)
-        needs = needed_signals(pruners)
+        needs = needed_signals(orders)
         device = pixel_values.device
         with self._stopwatch.time(guidance_seconds, device) as section:
             images = VllmImages(self, pixel_values, keys, section)
@@ -155,7 +158,7 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
         if metrics is not None:
             metrics.show_caches(self.litelvlm.feature_cache, self.litelvlm.text_cache)
         with self._stopwatch.time(selection_seconds, device):
-            return prune(signals, pruners, budgets)
+            return prune(signals, orders, self.litelvlm.bases(signals, keys, orders))
 
 
 def _items(field: object) -> list[Tensor]:

@@ -1,11 +1,12 @@
 """The part of a model class that lets kept tokens keep their own positions."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from vllm.multimodal.inputs import MultiModalFeatureSpec
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.sequence import IntermediateTensors
 
 from vllm_litelvlm.plugin.plan import WorkOrder
@@ -17,8 +18,9 @@ from vllm_litelvlm.plugin.positions import (
     split_offsets,
     with_offsets,
 )
-from vllm_litelvlm.plugin.processor import ORDERS_FIELD
+from vllm_litelvlm.plugin.processor import IMAGE_KEYS_FIELD, ORDERS_FIELD
 from vllm_litelvlm.pruning.base import Selection
+from vllm_litelvlm.pruning.order import Layer
 
 
 class OriginalPositions:
@@ -41,15 +43,23 @@ class OriginalPositions:
         self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]
     ) -> tuple[Tensor, int]:
         """Positions of a prompt, with what follows an image where it stands unpruned."""
-        images = [self._span(one) for one in mm_features]
-        return prompt_positions(len(input_tokens), sorted(images, key=lambda one: one.start))
+        return prompt_positions(len(input_tokens), self._spans(mm_features))
 
-    def _span(self, feature: MultiModalFeatureSpec) -> ImageSpan:
-        place, data = feature.mm_position, feature.data
-        assert data is not None, "vLLM keeps what is on the CPU of a model with rows of positions"
-        order = WorkOrder.decode(data[ORDERS_FIELD].data)
-        whole = len(order.pruner.places(self.litelvlm_patches))
-        return ImageSpan(place.offset, place.length, whole if order.original else place.length)
+    def _spans(self, features: Sequence[MultiModalFeatureSpec]) -> list[ImageSpan]:
+        """Where every image, or layer of one, stands."""
+        features = sorted(features, key=lambda one: one.mm_position.offset)
+        orders = [WorkOrder.decode(_field(one, ORDERS_FIELD)) for one in features]
+        keys = [_field(one, IMAGE_KEYS_FIELD).numpy().tobytes() for one in features]
+        places = [one.mm_position for one in features]
+        below = bases_below([order.layer for order in orders], keys, places)
+        spans = []
+        for place, order, base in zip(places, orders, below, strict=True):
+            positions = place.length
+            if order.original:
+                positions = len(order.pruner.places(self.litelvlm_patches)) if base is None else 0
+            within = base if order.original else None
+            spans.append(ImageSpan(place.offset, place.length, positions, within))
+        return spans
 
     def recompute_mrope_positions(
         self,
@@ -85,6 +95,43 @@ class OriginalPositions:
             positions = positions[0].clamp_(max=self.litelvlm_last_position)
         stock: Any = super()
         return stock.forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)
+
+
+def _field(feature: MultiModalFeatureSpec, name: str) -> Tensor:
+    assert feature.data is not None, "vLLM keeps what is on the CPU of a model with rows"
+    data: Tensor = feature.data[name].data
+    return data
+
+
+def bases_below(
+    layers: Sequence[Layer], keys: Sequence[bytes], places: Sequence[PlaceholderRange]
+) -> list[int | None]:
+    """The number of the base below each focus; None for what is no focus.
+
+    A focus lies on a base of its own picture. Where a prompt has a picture several times, those of
+    a run of adjacent focuses lie on the last so many, in order.
+    """
+    below: list[int | None] = [None] * len(layers)
+    bases: dict[bytes, list[int]] = defaultdict(list)
+    run: dict[bytes, list[int]] = defaultdict(list)
+
+    def end_run() -> None:
+        for key, focuses in run.items():
+            for focus, base in zip(focuses, bases[key][-len(focuses) :], strict=True):
+                below[focus] = base
+        run.clear()
+
+    end = -1
+    for number, (layer, key, place) in enumerate(zip(layers, keys, places, strict=True)):
+        if layer is not Layer.FOCUS or place.offset != end:
+            end_run()
+        if layer is Layer.BASE:
+            bases[key].append(number)
+        if layer is Layer.FOCUS:
+            run[key].append(number)
+        end = place.offset + place.length
+    end_run()
+    return below
 
 
 def placed(

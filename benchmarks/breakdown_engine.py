@@ -117,9 +117,7 @@ class Engine:
         prompt = {
             "prompt": f"USER: <image>\n{text} ASSISTANT:",
             "multi_modal_data": {"image": image},
-            "mm_processor_kwargs": {
-                OPTIONS_KEY: {"method": method, "budget": budget, "repeat": "prune"}
-            },
+            "mm_processor_kwargs": {OPTIONS_KEY: {"method": method, "budget": budget}},
         }
         self._requests += 1
         first_token = None

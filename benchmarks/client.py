@@ -162,21 +162,20 @@ class Session:
 
 
 def check_prompt_lengths(
-    timings: Sequence[Timing], full: Sequence[int], removed: int, some_whole: bool = False
+    timings: Sequence[Timing], full: Sequence[int], removed: Sequence[int], grows: bool = False
 ) -> None:
     """Raise MeasurementError unless every prompt is ``removed`` tokens below its ``full`` length.
 
-    With ``some_whole`` all but one of them may have that length. Without this a plugin that
-    silently does nothing would be measured.
+    Where a conversation ``grows``, turns after its first may have up to the full length. Without
+    this a plugin that silently does nothing would be measured.
     """
     if not timings:
         raise MeasurementError("No request was measured.")
-    pairs = list(zip(timings, full, strict=True))
-    if some_whole and any(timing.prompt_tokens < length for timing, length in pairs):
-        pairs = [(timing, length) for timing, length in pairs if timing.prompt_tokens != length]
-    for timing, length in pairs:
-        if timing.prompt_tokens != length - removed:
+    for timing, length, fewer in zip(timings, full, removed, strict=True):
+        least = length - fewer
+        most = length if grows and timing.turn > 0 else least
+        if not least <= timing.prompt_tokens <= most:
             raise MeasurementError(
-                f"A prompt of {length} tokens should have {length - removed} after removing "
-                f"{removed} visual tokens, but the server counted {timing.prompt_tokens}."
+                f"A prompt of {length} tokens should have {least} after removing {fewer} visual "
+                f"tokens, but the server counted {timing.prompt_tokens}."
             )

@@ -11,6 +11,8 @@ from vllm_litelvlm.pruning.registry import method_names, pruner_class
 
 #: The servers, named as their logs are.
 STOCK, PLUGIN, UNCACHED = "stock", PLUGIN_NAME, f"{PLUGIN_NAME}-without-caches"
+#: The one that runs another checkout's package.
+BESIDE = f"{PLUGIN_NAME}-beside"
 #: The name of the one condition that prunes nothing.
 STOCK_NAME = "stock vLLM"
 #: Server options that switch the plugin's own caches off.
@@ -44,9 +46,9 @@ class Condition:
         return None if self.options is None else int(self.options["budget"])
 
     @property
-    def serves_whole(self) -> bool:
-        """Whether some images keep all of their tokens."""
-        return self.options is not None and self.options.get("repeat") == "full"
+    def grows(self) -> bool:
+        """Whether every turn adds tokens to images before it."""
+        return self.options is not None and "focus" in self.options
 
     def request_options(self, conversation: Conversation, turn: int) -> dict[str, Any] | None:
         if self.options is None:
@@ -64,60 +66,63 @@ def conditions_of(
     methods: Sequence[str],
     budgets: Sequence[int],
     positions: Sequence[str] = (COMPACT,),
+    focus: Sequence[float] = (),
+    beside: Sequence[str] = (),
 ) -> tuple[Condition, ...]:
     """Stock first, then every method at every budget, in all ways that matter to the workload.
 
-    Where not all ``positions`` are compact, each way is there with each of them.
+    Where not all ``positions`` are compact, each way is there with each of them. ``focus`` holds
+    the shares of a budget that are tried as a layer of the text's own. The methods in ``beside``
+    are compared with another checkout's as well, by its own defaults, where several texts are
+    about an image.
     """
     only_compact = set(positions) == {COMPACT}  # what requests get that say nothing
     places = [{}] if only_compact else [{"positions": place} for place in positions]
-    ways = {"expressions": _expressions, "chat": _chat}.get(workload, _plain)
+    several = {"expressions": _expressions, "chat": _chat, "gallery": _chat}
+    ways = several.get(workload, _plain)
     found = [Condition(STOCK_NAME, STOCK)]
     for method in methods:
         for budget in budgets:
+            plain = {"method": method, "budget": budget}
             for place in places:
-                found += ways(method, {"method": method, "budget": budget, **place})
+                found += ways({**plain, **place}, focus)
+            if method in beside and workload in several:
+                found.append(Condition(_name(plain, "beside"), BESIDE, plain))
     return tuple(found)
 
 
-def _plain(method: str, options: Mapping[str, Any]) -> list[Condition]:
+def _plain(options: Mapping[str, Any], focus: Sequence[float]) -> list[Condition]:
     return [Condition(_name(options), PLUGIN, options)]
 
 
-def _expressions(method: str, options: Mapping[str, Any]) -> list[Condition]:
-    """Every answer to another text about an image; tokens of each text's own uncached too."""
-    if method == IDEAL:
+def _expressions(options: Mapping[str, Any], focus: Sequence[float]) -> list[Condition]:
+    """Each text's own tokens, or one set for all texts about an image."""
+    if options["method"] == IDEAL:
         return _ideal(options, "a draw for each text", "one draw shared")
-    if not pruner_class(method).reads_text:
-        return _plain(method, options)  # one set for all texts already
-    prune = {**options, "repeat": "prune"}
-    return [
-        Condition(_name(options), PLUGIN, options),
-        Condition(_name(options, "texts named"), PLUGIN, options, adds="texts"),
-        *_repeats(options),
-        Condition(_name(options, "repeat prune, without caches"), UNCACHED, prune),
-    ]
+    named = Condition(_name(options, "texts named"), PLUGIN, options, adds="texts")
+    return _ways(options, focus, named)
 
 
-def _chat(method: str, options: Mapping[str, Any]) -> list[Condition]:
-    """Tokens for the last turn, which differ from turn to turn, or for the first."""
-    if method == IDEAL:
+def _chat(options: Mapping[str, Any], focus: Sequence[float]) -> list[Condition]:
+    """Each turn's own tokens, or those of the first."""
+    if options["method"] == IDEAL:
         return _ideal(options, "a draw for each turn", "one draw")
-    if not pruner_class(method).reads_text:
-        return _plain(method, options)
     first = {**options, "guide": "first"}
-    return [
-        Condition(_name(options), PLUGIN, options),
-        Condition(_name(options, "guide first"), PLUGIN, first),
-        *_repeats(options),
-    ]
+    return _ways(options, focus, Condition(_name(options, "guide first"), PLUGIN, first))
 
 
-def _repeats(options: Mapping[str, Any]) -> list[Condition]:
-    """The answers to another text that are not the default."""
+def _ways(options: Mapping[str, Any], focus: Sequence[float], shared: Condition) -> list[Condition]:
+    """Each text's own tokens, at once and in layers; ``shared`` ones; and its own uncached."""
+    method = pruner_class(options["method"])
+    plain = _plain(options, focus)
+    if not method.reads_text:
+        return plain  # one set for all texts already
+    layers = [{**options, "focus": share} for share in focus if method.layered]
     return [
-        Condition(_name(options, f"repeat {repeat}"), PLUGIN, {**options, "repeat": repeat})
-        for repeat in ("prune", "full")
+        *plain,
+        *(Condition(_name(layer, f"focus {layer['focus']:g}"), PLUGIN, layer) for layer in layers),
+        shared,
+        Condition(_name(options, "without caches"), UNCACHED, options),
     ]
 
 

@@ -38,9 +38,10 @@ class Estimate:
 class Row:
     """One case and condition. Times in seconds; ratios to stock in the same round and case.
 
-    Tokens are means over requests, ``first_token_by_turn`` over those of each turn. The peak use
-    of the KV cache is a share, ``running_peak`` the most requests at once; ``other_load`` is the
-    highest of the row's blocks, in cores.
+    Tokens are means over requests, ``first_token_by_turn`` over those of each turn. Prompt tokens
+    were cached or computed; both are None where the server does not say. The peak use of the KV
+    cache is a share, ``running_peak`` the most requests at once; ``other_load`` is the highest of
+    the row's blocks, in cores.
     """
 
     case: Case
@@ -48,6 +49,7 @@ class Row:
     requests: int
     prompt_tokens: float
     cached_tokens: float | None
+    computed_tokens: float | None
     requests_per_second: Estimate
     prompt_tokens_per_second: float
     first_token_mean: float
@@ -79,6 +81,10 @@ def mean_first_token(block: Block) -> float:
     return statistics.fmean(timing.first_token for timing in block.timings)
 
 
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
 def summarise(settings: Settings, blocks: Sequence[Block]) -> list[Row]:
     """One row a case and condition, in the order of the settings: stock is a case's first."""
     stock = {(b.round, b.case): b for b in blocks if b.condition == STOCK_NAME}
@@ -93,7 +99,7 @@ def _row(blocks: list[Block], stock: dict[tuple[int, Case], Block]) -> Row:
     timings = [timing for block in blocks for timing in block.timings]
     first_tokens = [timing.first_token for timing in timings]
     gaps = [t.inter_token_latency for t in timings if t.inter_token_latency is not None]
-    cached = [t.cached_tokens for t in timings if t.cached_tokens is not None]
+    cached = [(t.prompt_tokens, t.cached_tokens) for t in timings if t.cached_tokens is not None]
     turns = sorted({timing.turn for timing in timings})
 
     def ratio(measure: Callable[[Block], float]) -> Estimate:
@@ -106,7 +112,8 @@ def _row(blocks: list[Block], stock: dict[tuple[int, Case], Block]) -> Row:
         condition=blocks[0].condition,
         requests=len(timings),
         prompt_tokens=statistics.fmean(timing.prompt_tokens for timing in timings),
-        cached_tokens=statistics.fmean(cached) if cached else None,
+        cached_tokens=_mean([found for _, found in cached]),
+        computed_tokens=_mean([prompt - found for prompt, found in cached]),
         requests_per_second=Estimate.of([requests_per_second(block) for block in blocks]),
         prompt_tokens_per_second=sum(timing.prompt_tokens for timing in timings)
         / sum(block.seconds for block in blocks),
@@ -116,7 +123,7 @@ def _row(blocks: list[Block], stock: dict[tuple[int, Case], Block]) -> Row:
         first_token_by_turn=tuple(
             statistics.fmean(t.first_token for t in timings if t.turn == turn) for turn in turns
         ),
-        inter_token_mean=statistics.fmean(gaps) if gaps else None,
+        inter_token_mean=_mean(gaps),
         kv_cache_peak=max(block.kv_cache_peak for block in blocks),
         running_peak=max(block.running_peak for block in blocks),
         other_load=max(block.other_load for block in blocks),
@@ -129,6 +136,7 @@ _COLUMNS = (
     "server",
     "prompt tokens",
     "of them cached",
+    "computed tokens",
     "requests/s",
     "TTFT mean (s)",
     "p50",
@@ -180,11 +188,16 @@ def _table(columns: Sequence[str], rows: Sequence[Row], cells: Callable[[Row], l
     return "\n".join(lines)
 
 
+def _tokens(mean: float | None) -> str:
+    return "–" if mean is None else f"{mean:.0f}"
+
+
 def _cells(row: Row) -> list[str]:
     return [
         row.condition,
         f"{row.prompt_tokens:.0f}",
-        "–" if row.cached_tokens is None else f"{row.cached_tokens:.0f}",
+        _tokens(row.cached_tokens),
+        _tokens(row.computed_tokens),
         row.requests_per_second.show(3),
         _time(row.first_token_mean),
         _time(row.first_token_p50),
@@ -218,7 +231,8 @@ def notes(settings: Settings, record: Record, machine: Machine, model: str) -> s
         "Ratios are to stock in the same round; ± is one standard error over rounds. "
         "Every block has images and texts of its own, and no cache is reset: what a block finds in "
         "vLLM's caches (prefix, multimodal, encoder) or in the plugin's it put there itself. "
-        "Cached tokens are those of the prefix cache, as the server reports them. "
+        "Cached tokens are those of the prefix cache, as the server reports them; the rest of the "
+        f"prompt is computed. {_beside(settings)}"
         f"The KV cache's peak and the most requests running at once are the highest seen on "
         f"/metrics. The cache holds at once: {fits}."
     )
@@ -227,6 +241,13 @@ def notes(settings: Settings, record: Record, machine: Machine, model: str) -> s
 _STAND_IN = (
     "For stock vLLM stands method keep-all on the same server, which runs the code of stock vLLM. "
 )
+
+
+def _beside(settings: Settings) -> str:
+    if settings.beside is None:
+        return ""
+    path, commit = settings.beside.path, settings.beside.commit
+    return f"Beside: the package in {path}, commit {commit}, by its own defaults. "
 
 
 def _sittings(record: Record) -> str:

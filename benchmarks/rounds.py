@@ -24,8 +24,7 @@ from benchmarks.engine import (
 from benchmarks.order import balanced
 from benchmarks.record import Record
 from benchmarks.settings import Case, Settings
-from benchmarks.workload import Conversation, Workload, arrivals
-from vllm_litelvlm.activation import PLUGIN_NAME
+from benchmarks.workload import Conversation, Workload, arrivals, count_images
 from vllm_litelvlm.demo.server import Server, serve
 
 #: How often a block is measured at most, where other processes disturb it.
@@ -81,7 +80,7 @@ def start(settings: Settings, running: ExitStack, console: Console) -> dict[str,
                     clip_model=settings.source.clip_model if plugin else None,
                     options=settings.server_options(name) if plugin else None,
                     arguments=settings.server_arguments,
-                    environment={"VLLM_PLUGINS": PLUGIN_NAME if plugin else ""},
+                    environment=settings.server_environment(name),
                     log=settings.output / f"{name}.log",
                     wait=alone,
                 )
@@ -131,7 +130,7 @@ class _Run:
         loads = zip(sessions, prompts, strict=True)
         await asyncio.gather(*(session.closed_loop(some, each) for session, some in loads))
         for session in sessions:
-            await self._check_lengths(session, images=1)
+            await self._check_lengths(session)
 
     async def _measure_blocks(self) -> None:
         settings, record = self.settings, self.record
@@ -179,7 +178,7 @@ class _Run:
             int(metric(after, name) - metric(before, name))
             for name in (FEATURE_QUERIES, FEATURE_HITS)
         )
-        await self._check_lengths(session, images=len(conversations[0].images))
+        await self._check_lengths(session)
         if place.condition.server == UNCACHED and hits:
             raise MeasurementError(f"The server without caches had {hits} images in its cache.")
         return Block(
@@ -207,13 +206,14 @@ class _Run:
         rate = case.rate / len(conversations[0].turns)
         await session.open_loop(conversations, arrivals(rate, len(conversations), seed))
 
-    async def _check_lengths(self, session: Session, images: int) -> None:
+    async def _check_lengths(self, session: Session) -> None:
         """Compare with what a server counts that prunes nothing of the very same messages."""
         counting = next(iter(self.servers.values()))  # one that prunes nothing unless told to
         full = await prompt_lengths(counting, session.prompts)
         budget = session.condition.budget
-        removed = 0 if budget is None else images * (self.settings.visual_tokens - budget)
-        check_prompt_lengths(session.timings, full, removed, session.condition.serves_whole)
+        each = 0 if budget is None else self.settings.visual_tokens - budget
+        removed = [each * count_images(messages) for messages in session.prompts]
+        check_prompt_lengths(session.timings, full, removed, session.condition.grows)
 
     async def _capacity(self, name: str) -> Capacity:
         server = self.servers[name]

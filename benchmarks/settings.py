@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.beside import Beside
 from benchmarks.checkpoints import Source
 from benchmarks.conditions import (
+    BESIDE,
     COMPACT,
     KEEP_ALL,
     NO_CACHES,
@@ -23,7 +25,7 @@ from benchmarks.workload import WORKLOADS
 
 SERVED_MODEL_NAME = "model"
 _MOST_TEXTS = 64  # that the plugin takes by default
-_TURN_TOKENS = 128  # more than any text of the workloads has
+_TURN_TOKENS = 64  # more than any text of the workloads has
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Case:
 
     def requests(self, least: int) -> int:
         """Requests of a block: whole conversations, and all texts about an image."""
-        each = self.size if self.workload in ("expressions", "chat") else 1
+        each = self.size if WORKLOADS[self.workload].several else 1
         return each * math.ceil(least / each)
 
     def label(self, others: "list[Case]") -> str:
@@ -85,6 +87,8 @@ class Settings:
     seed: int
     output: Path
     positions: tuple[str, ...] = (COMPACT,)
+    focus: tuple[float, ...] = ()
+    beside: Beside | None = None
     one_server: bool = False
     most_other_load: float | None = None
     kv_cache_gb: float | None = None
@@ -97,6 +101,7 @@ class Settings:
             "new": (1,),
             "expressions": self.expressions,
             "chat": (self.turns,),
+            "gallery": (self.turns,),
             "images": (self.images_per_request,),
         }
         return [
@@ -110,7 +115,10 @@ class Settings:
         ]
 
     def conditions(self, workload: str) -> tuple[Condition, ...]:
-        stock, *others = conditions_of(workload, self.methods, self.budgets, self.positions)
+        beside = () if self.beside is None else self.beside.methods
+        stock, *others = conditions_of(
+            workload, self.methods, self.budgets, self.positions, self.focus, beside
+        )
         if self.one_server:
             whole = {"method": KEEP_ALL, "budget": self.visual_tokens}
             stock = replace(stock, server=PLUGIN, options=whole)
@@ -120,10 +128,12 @@ class Settings:
     def servers(self) -> list[str]:
         """Those that some condition needs, the stock server first."""
         needed = {c.server for name in self.workloads for c in self.conditions(name)}
-        return [name for name in (STOCK, PLUGIN, UNCACHED) if name in needed]
+        return [name for name in (STOCK, PLUGIN, BESIDE, UNCACHED) if name in needed]
 
     def server_options(self, server: str) -> dict[str, Any]:
         """The plugin's options of a server that has the plugin."""
+        if server == BESIDE:
+            return {}
         options: dict[str, Any] = dict(NO_CACHES) if server == UNCACHED else {}
         if self.one_server:
             options["method"] = KEEP_ALL  # what requests without options are counted by
@@ -131,6 +141,14 @@ class Settings:
             options["positions"] = ORIGINAL
         most = max(self.expressions) if "expressions" in self.workloads else 0
         return options | ({"max_texts": most} if most > _MOST_TEXTS else {})
+
+    def server_environment(self, server: str) -> dict[str, str]:
+        """Further environment variables of a server."""
+        plugins = {"VLLM_PLUGINS": "" if server == STOCK else PLUGIN}
+        if server != BESIDE:
+            return plugins
+        assert self.beside is not None
+        return {**plugins, **self.beside.environment}
 
     @property
     def server_arguments(self) -> list[str]:
@@ -144,8 +162,8 @@ class Settings:
             "--enable-prompt-tokens-details",
             f"--load-format={self.source.load_format}",
         ]
-        if "images" in self.workloads:
-            arguments.append(f'--limit-mm-per-prompt={{"image": {self.images_per_request}}}')
+        if self.most_images > 1:
+            arguments.append(f'--limit-mm-per-prompt={{"image": {self.most_images}}}')
         # The servers share a graphics card; on a processor compiling only delays the start.
         share = math.floor(80 / len(self.servers)) / 100
         gpu = torch.cuda.is_available()
@@ -155,11 +173,17 @@ class Settings:
         return [*arguments, *self.extra_arguments]
 
     @property
+    def most_images(self) -> int:
+        """Images of the request that has the most."""
+        images = {"images": self.images_per_request, "gallery": self.turns}
+        return max(images.get(workload, 1) for workload in self.workloads)
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest request, 2048 or a larger multiple of 1024."""
-        images = self.images_per_request if "images" in self.workloads else 1
-        turns = self.turns if "chat" in self.workloads else 1
-        longest = images * self.visual_tokens + turns * (_TURN_TOKENS + self.output_tokens)
+        turns = self.turns if {"chat", "gallery"} & {*self.workloads} else 1
+        words = turns * (_TURN_TOKENS + self.output_tokens)
+        longest = self.most_images * self.visual_tokens + words
         return max(2048, 1024 * math.ceil(longest / 1024))
 
     def identity(self) -> dict[str, Any]:

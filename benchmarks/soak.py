@@ -106,7 +106,7 @@ def soak(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         with serve(
             checkpoint.llava,
             clip_model=checkpoint.clip,
-            options={**caches, "repeat": "prune"},  # every text looks at its image anew
+            options=caches,
             arguments=_ARGUMENTS,
             environment={"VLLM_CPU_KVCACHE_SPACE": "1"},
             log=options.output / f"{name.replace(' ', '-')}.log",

@@ -1,9 +1,10 @@
 """Throughput and time to first token of the plugin against stock vLLM, on the same checkpoint.
 
 Real servers run with the same arguments: stock, where the plugin is not even loaded, and
-``--plugin litelvlm`` (twice where its caches are compared with none). They are measured in turn,
-never at the same time: in every round each condition answers the same number of new requests of
-the same workload under the same load, in an order that favours none.
+``--plugin litelvlm`` (again where its caches are compared with none, or its package with another
+checkout's). They are measured in turn, never at the same time: in every round each condition
+answers the same number of new requests of the same workload under the same load, in an order that
+favours none.
 """
 
 import argparse
@@ -18,9 +19,10 @@ from openai import OpenAIError
 from rich.console import Console
 
 from benchmarks import checkpoints
-from benchmarks.arguments import count, positive
+from benchmarks.arguments import count, positive, share
+from benchmarks.beside import Beside
 from benchmarks.client import MeasurementError
-from benchmarks.conditions import COMPACT, METHODS, ORIGINAL
+from benchmarks.conditions import BESIDE, COMPACT, METHODS, ORIGINAL
 from benchmarks.machine import Machine, command_line, package_versions
 from benchmarks.record import Record
 from benchmarks.report import summarise, tables, write
@@ -42,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = _settings(options, console)
         if settings.budgets[0] > settings.visual_tokens:
             parser.error(f"--budgets: this model has {settings.visual_tokens} tokens per image")
+        if settings.beside and BESIDE not in settings.servers:
+            parser.error(
+                "--beside: the other checkout has none of --methods, or no --workload has several "
+                "texts about an image"
+            )
         start = Record.resume if options.resume else Record.begin
         record = start(settings.output, _identity(settings, machine))
         measure(settings, record, console)
@@ -99,6 +106,22 @@ def arguments_parser() -> argparse.ArgumentParser:
         help="of kept tokens in the language model; with original ones the server is started for "
         "them (default: compact)",
     )
+    add(
+        "--focus",
+        metavar="F",
+        type=share,
+        nargs="+",
+        default=[0.25],
+        help="shares of a budget that each text chooses in a layer of its own, where several texts "
+        "are about an image and the method has layers (0.25)",
+    )
+    add(
+        "--beside",
+        metavar="PATH",
+        type=Beside.at,
+        help="another checkout of this project: a server with its package is compared, by its own "
+        "defaults, where several texts are about an image",
+    )
     _add_loads(parser)
     add("--seed", metavar="S", type=int, default=0, help="of images, texts and arrivals (0)")
     add(
@@ -141,10 +164,11 @@ def _add_loads(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["new"],
         help="one or more; new (default): every image new; expressions: several texts about an "
-        "image, one after another; chat: several turns about an image; images: several a request",
+        "image, one after another; chat: several turns about an image; gallery: each turn brings "
+        "another image; images: several a request",
     )
     counts = (
-        ("--turns", "T", 6, "of every chat"),
+        ("--turns", "T", 6, "of every chat and gallery"),
         ("--images-per-request", "I", 2, "of the workload images"),
         ("--requests", "N", 8, "requests per round, load and condition, in whole conversations"),
         ("--rounds", "R", 3, "repetitions; a single one gives no standard error"),
@@ -181,6 +205,8 @@ def _settings(options: argparse.Namespace, console: Console) -> Settings:
         seed=options.seed,
         output=options.output,
         positions=tuple(dict.fromkeys(options.positions)),
+        focus=tuple(sorted(set(options.focus))),
+        beside=options.beside,
         one_server=options.one_server,
         most_other_load=options.most_other_load,
         kv_cache_gb=options.kv_cache_gb,

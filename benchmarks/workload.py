@@ -4,7 +4,7 @@ import base64
 import io
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,16 +19,18 @@ WORDS = ("big", "red", "old", "new", "top", "far", "hot", "low")
 
 
 class Kind(NamedTuple):
-    """A workload: what it does, and what its size counts."""
+    """A workload: what it does, what its size counts, and whether these are requests."""
 
     title: str
     unit: str
+    several: bool = False
 
 
 WORKLOADS = {
     "new": Kind("Every image new", "image a request"),
-    "expressions": Kind("Several texts about each image", "texts an image"),
-    "chat": Kind("Chats of several turns about one image", "turns"),
+    "expressions": Kind("Several texts about each image", "texts an image", several=True),
+    "chat": Kind("Chats of several turns about one image", "turns", several=True),
+    "gallery": Kind("Chats that gain an image a turn", "turns", several=True),
     "images": Kind("Several new images a request", "images a request"),
 }
 
@@ -37,12 +39,14 @@ WORKLOADS = {
 class Conversation:
     """User turns about encoded images (data URLs), sent one after another.
 
-    ``texts`` are all texts that are asked about these images, in other conversations too.
+    ``texts`` are all texts that are asked about these images, in other conversations too. The
+    first turn brings all images, or each turn one where it is a ``gallery``.
     """
 
     images: tuple[str, ...]
     turns: tuple[str, ...]
     texts: tuple[str, ...]
+    gallery: bool = False
 
     @property
     def image(self) -> str:
@@ -53,7 +57,8 @@ class Conversation:
         parts = [{"type": "image_url", "image_url": {"url": image}} for image in self.images]
         messages: list[dict[str, Any]] = []
         for number, turn in enumerate(self.turns[: len(answers) + 1]):
-            content = [*(parts if number == 0 else []), {"type": "text", "text": turn}]
+            brought = parts[number : number + 1] if self.gallery else parts if number == 0 else []
+            content = [*brought, {"type": "text", "text": turn}]
             messages.append({"role": "user", "content": content})
             if number < len(answers):
                 messages.append({"role": "assistant", "content": answers[number]})
@@ -80,13 +85,14 @@ class Workload:
 
         ``requests`` is rounded up to whole conversations, and to all texts about an image.
         """
-        each = size if kind in ("expressions", "chat") else 1
+        each = size if WORKLOADS[kind].several else 1
         taken: list[Conversation] = []
         for _ in range(math.ceil(requests / each)):
-            images = tuple(self._image() for _ in range(size if kind == "images" else 1))
+            count = size if kind in ("images", "gallery") else 1
+            images = tuple(self._image() for _ in range(count))
             texts = tuple(self._text() for _ in range(each))
-            turns = [texts] if kind == "chat" else [(text,) for text in texts]
-            taken += [Conversation(images, some, texts) for some in turns]
+            turns = [texts] if kind in ("chat", "gallery") else [(text,) for text in texts]
+            taken += [Conversation(images, some, texts, kind == "gallery") for some in turns]
         return taken
 
     def _image(self) -> str:
@@ -112,6 +118,12 @@ class Workload:
             if text not in self._asked:
                 self._asked.add(text)
                 return text
+
+
+def count_images(messages: Sequence[Mapping[str, Any]]) -> int:
+    """How many images a request's messages hold."""
+    parts = [part for one in messages if one["role"] == "user" for part in one["content"]]
+    return sum(part["type"] == "image_url" for part in parts)
 
 
 def question(words: Sequence[str]) -> str:

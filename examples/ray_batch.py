@@ -85,9 +85,7 @@ def main() -> None:
     ray.init()
     gpus = int(ray.cluster_resources().get("GPU", 0))
     engines = arguments.engines or max(1, gpus)
-    server_options = {"repeat": "prune"}
-    if arguments.clip_model:
-        server_options["clip_model"] = arguments.clip_model
+    server_options = {"clip_model": arguments.clip_model} if arguments.clip_model else {}
     actor = ray.remote(num_gpus=1 if gpus else 0)(Engine)
     pool = ActorPool(
         [actor.remote(arguments.model, arguments.dtype, server_options) for _ in range(engines)]

@@ -20,14 +20,16 @@ def test_demo_serves_it_and_most_answers_are_right(tmp_path: Path) -> None:
     told = StringIO()
     rows = run_demo(tmp_path, [576, 64], console=Console(file=told, width=140))
     whole = [row for row in rows if row.budget == 576]
-    pruned = [row for row in rows if row.budget == 64]
-    assert len(whole) == len(pruned) >= 12
+    assert len(whole) >= 12
     assert sum(row.right for row in whole) > 0.6 * len(whole)
-    for one, other in zip(whole, pruned, strict=True):
-        assert one.prompt_tokens - other.prompt_tokens == 512
-        assert one.picture.is_file()
-        assert other.picture.is_file()
     printed = told.getvalue()
     assert "✓" in printed
-    assert f"budget 576: {sum(row.right for row in whole)} of {len(whole)} right" in printed
+    for method in ("litelvlm", "fovea"):
+        pruned = [row for row in rows if row.method == method]
+        for one, other in zip(whole, pruned, strict=True):
+            assert one.prompt_tokens - other.prompt_tokens == 512
+            assert one.picture.is_file()
+            assert other.picture.is_file()
+        right = f"{sum(row.right for row in pruned)} of {len(pruned)} right"
+        assert f" 64 tokens, {method:<8}: {right}" in printed
     assert (tmp_path / "pictures" / "scene-0.png").is_file()

@@ -11,11 +11,13 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
+from transformers import AutoTokenizer
 
 from tests.e2e.client import ask, data_url, request, user_turn
 from tests.e2e.conftest import TracedServer, traced_server
 from tests.e2e.runners import Runner, on_v1_alone
 from vllm_litelvlm.demo.checkpoint import Checkpoint
+from vllm_litelvlm.demo.vocabularies import CHAT_TEMPLATE
 from vllm_litelvlm.vision.text import ClipTextTokenizer
 
 pytestmark = on_v1_alone
@@ -28,7 +30,7 @@ OPTIONS = {"budget": 64}
 LAYERS = {"method": "fovea", "budget": 64, "focus": 0.25}
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
 CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
-#: Its words are in other places than those of the checkpoint's template, and it labels no user.
+#: Of another form than the checkpoint's template, and for other contents.
 FOREIGN = (
     "Look. {% for m in messages %}{% if m['role'] == 'user' %}Q> {{ m['content'] }}\n"
     "{% elif m['content'] %}({{ m['role'] }}: {{ m['content'] }})\n{% endif %}{% endfor %}"
@@ -132,9 +134,17 @@ every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys(
 def trusting(
     runner: Runner, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TracedServer]:
-    """A server whose clients may send a chat template of their own."""
+    """A server with a foreign chat template, whose clients may send others, and any argument."""
     folder = tmp_path_factory.mktemp("trusting")
-    with traced_server(runner, checkpoint, folder, ["--trust-request-chat-template"]) as running:
+    template = folder / "foreign.jinja"
+    template.write_text(FOREIGN)
+    arguments = [
+        f"--chat-template={template}",
+        "--trust-request-chat-template",
+        "--trust-request-mm-kwargs",
+        "--enable-scale-out",
+    ]
+    with traced_server(runner, checkpoint, folder, arguments) as running:
         yield running
 
 
@@ -159,11 +169,15 @@ def post(server: TracedServer, path: str, body: dict[str, Any]) -> None:
     ).raise_for_status()
 
 
-def count_images(messages: list[dict[str, Any]]) -> int:
-    parts = [
-        part for one in messages if isinstance(one["content"], list) for part in one["content"]
-    ]
-    return len({part["image_url"]["url"] for part in parts if part["type"] == "image_url"})
+def pictures(shape: Shape) -> set[str]:
+    """The different images of a conversation."""
+    contents = [one["content"] for one in shape.messages if isinstance(one["content"], list)]
+    return {
+        part["image_url"]["url"]
+        for content in contents
+        for part in content
+        if part["type"] == "image_url"
+    }
 
 
 @every_shape
@@ -171,24 +185,19 @@ def test_last_words_of_the_user_guide(
     server: TracedServer, ids: Callable[[str | None], Any], shape: Shape
 ) -> None:
     lines = guiding(server, lambda: ask(server.url, shape.messages, OPTIONS, 1, **shape.extra))
-    assert [line["text_ids"] for line in lines] == [ids(shape.texts[-1])] * count_images(
-        shape.messages
-    )
+    assert [line["text_ids"] for line in lines] == [ids(shape.texts[-1])] * len(pictures(shape))
 
 
 @every_shape
 def test_last_words_of_the_user_guide_by_a_template_of_another_form(
     trusting: TracedServer, ids: Callable[[str | None], Any], shape: Shape
 ) -> None:
-    extra = {**shape.extra, "chat_template": FOREIGN}
-    lines = guiding(trusting, lambda: ask(trusting.url, shape.messages, OPTIONS, 1, **extra))
-    assert [line["text_ids"] for line in lines] == [ids(shape.texts[-1])] * count_images(
-        shape.messages
-    )
+    lines = guiding(trusting, lambda: ask(trusting.url, shape.messages, OPTIONS, 1, **shape.extra))
+    assert [line["text_ids"] for line in lines] == [ids(shape.texts[-1])] * len(pictures(shape))
 
 
 @every_shape
-@pytest.mark.parametrize("template", [None, FOREIGN], ids=["own", "foreign"])
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, None], ids=["own", "foreign"])
 def test_every_turn_guides_its_focus(
     trusting: TracedServer,
     ids: Callable[[str | None], Any],
@@ -204,6 +213,13 @@ def test_every_turn_guides_its_focus(
     assert all(line["text_ids"] == [] for line in lines if line["layer"] == "base")
 
 
+#: Of the checkpoint's form, with the user and the assistant exchanged.
+EXCHANGED = (
+    "{% for m in messages %}{{ 'ASSISTANT: ' if m['role'] == 'user' else 'USER: ' }}"
+    "{{ m['content'] }} {% endfor %}ASSISTANT:"
+)
+
+
 def test_template_that_a_request_brings_changes_nothing_of_anothers(
     trusting: TracedServer,
 ) -> None:
@@ -213,15 +229,39 @@ def test_template_that_a_request_brings_changes_nothing_of_anothers(
             trusting, lambda: ask(trusting.url, shape.messages, LAYERS, 1, chat_template=template)
         )
 
-    # This one takes the checkpoint's form, with the user and the assistant exchanged.
-    exchanged = (
-        "{% for m in messages %}{{ 'ASSISTANT: ' if m['role'] == 'user' else 'USER: ' }}"
-        "{{ m['content'] }} {% endfor %}ASSISTANT:"
-    )
     first = send(None)
-    assert send(exchanged) != first
-    assert send(FOREIGN) != first
+    assert send(EXCHANGED) != first
+    assert send(CHAT_TEMPLATE) != first
     assert send(None) == first
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        f"Look. Q> <image>\n{CUP}\n(assistant: There.)\nQ> {DOG}\nA> ",
+        f"USER: <image>\n{CUP} ASSISTANT: There. USER: {DOG} ASSISTANT:",
+    ],
+    ids=["the server's", "the model's"],
+)
+def test_prompt_that_arrives_rendered_is_read_by_the_servers_template_or_the_models(
+    trusting: TracedServer,
+    checkpoint: Checkpoint,
+    ids: Callable[[str | None], Any],
+    prompt: str,
+) -> None:
+    body = {
+        "token_ids": AutoTokenizer.from_pretrained(checkpoint.llava).encode(prompt),
+        "content_parts": [{"type": "image_url", "url": RED}],
+        "sampling_params": {"max_tokens": 1},
+    }
+
+    def generate() -> None:
+        url = f"{trusting.url}/inference/v1/generate"
+        httpx.post(url, json=body, timeout=120).raise_for_status()
+
+    ask(trusting.url, user_turn(CUP, RED), OPTIONS, 1, chat_template=EXCHANGED)
+    [line] = guiding(trusting, generate)
+    assert line["text_ids"] == ids(DOG)
 
 
 def conversation() -> list[dict[str, Any]]:
@@ -285,17 +325,24 @@ def test_endpoint_for_messages_is_guided_alike(
 def test_conversations_of_a_batch_are_guided_each_by_its_own(
     server: TracedServer, ids: Callable[[str | None], Any]
 ) -> None:
-    talks = [[user_turn(CUP, RED)], [user_turn(DOG, RED), says("assistant", "No")], conversation()]
+    talks = [
+        [user_turn(CUP, RED)],
+        [user_turn(DOG, GREEN), says("assistant", "No")],
+        conversation(),
+    ]
     body = {"messages": talks, "max_tokens": 1, "mm_processor_kwargs": {"litelvlm": OPTIONS}}
     lines = guiding(server, lambda: post(server, "chat/completions/batch", body))
     guided = sorted(line["text_ids"] for line in lines)
     assert guided == sorted([ids(CUP), ids(DOG), ids(DOG), ids(DOG)])
 
 
-def test_client_cannot_pretend_another_conversation(server: TracedServer) -> None:
-    body = request(user_turn(CUP, RED), OPTIONS)
-    extra = body.pop("extra_body")
-    extra["mm_processor_kwargs"]["litelvlm_conversation"] = [says("user", DOG)]
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json={**body, **extra}, timeout=60)
-    assert answer.status_code == 400
-    assert "litelvlm_conversation" in answer.text
+def test_client_cannot_pretend_another_conversation(
+    server: TracedServer, trusting: TracedServer, ids: Callable[[str | None], Any]
+) -> None:
+    body = request(user_turn(CUP, RED), OPTIONS, 1)
+    pretended = {"litelvlm": OPTIONS, "litelvlm_conversation": [says("user", DOG)]}
+    body = {**body, **body.pop("extra_body"), "mm_processor_kwargs": pretended}
+    with pytest.raises(httpx.HTTPStatusError, match="400"):
+        post(server, "chat/completions", body)
+    [line] = guiding(trusting, lambda: post(trusting, "chat/completions", body))
+    assert line["text_ids"] == ids(CUP)

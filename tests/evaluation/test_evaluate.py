@@ -33,6 +33,7 @@ from vllm_litelvlm.evaluation.command.summary import ALL_KINDS, Row, mean, ratio
 from vllm_litelvlm.evaluation.command.tasks import Judged, Task, load_task
 from vllm_litelvlm.evaluation.samples import Dataset, Sample
 from vllm_litelvlm.evaluation.server_backend import ServerBackend
+from vllm_litelvlm.evaluation.transformers_backend import TransformersBackend
 
 ALL_TOKENS = 576
 _COMMAND = "import sys; from vllm_litelvlm.cli import main; sys.exit(main())"
@@ -215,6 +216,12 @@ def test_method_inside_the_language_model_is_refused_with_the_engines_sentence(m
     assert method in labels("--methods", method, "--backend=transformers")
     assert method in labels("--methods", "all", "--backend=transformers")
     assert method not in labels("--methods", "all")
+
+
+def test_layers_are_refused_with_transformers(backend: TransformersBackend) -> None:
+    options = {"method": "fovea", "focus": 0.25}
+    with pytest.raises(OptionsError, match="an image's tokens in one layer"):
+        backend.answer([Question(Image.new("RGB", (8, 8)), "What?", options, 1)])
 
 
 @pytest.mark.parametrize(

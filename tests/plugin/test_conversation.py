@@ -274,7 +274,6 @@ def test_nothing_is_rendered_for_texts_or_for_turns_that_all_have_images(tokeniz
 
     parts = [{"type": "image"}, {"type": "text", "text": CUP}]
     talk: list[dict[str, Any]]
-    messages: list[dict[str, Any]]
     talk = [{"role": "user", "content": parts}, {"role": "user", "content": f"<image>\n{DOG}"}]
     conversation = Conversation(talk, "<image>", tokenizer.all_special_tokens, render)
     assert conversation.texts() == [CUP, DOG]

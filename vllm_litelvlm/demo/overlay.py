@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from vllm_litelvlm.evaluation.samples import Box
 
-#: Outline of tokens that the text's similarity chose, and of those that the context score did.
+#: Outline of tokens in whose choice the text had a say, and of all others.
 GUIDED_COLOUR = (226, 34, 34)
 CONTEXT_COLOUR = (22, 160, 60)
 #: How wrong and right answers are written.
@@ -32,12 +32,12 @@ def as_the_tower_sees_it(image: Image.Image, side: int) -> Image.Image:
 def draw_kept_patches(
     image: Image.Image, kept: Sequence[int], guided: Sequence[bool], grid: int, patch: int
 ) -> Image.Image:
-    """Outline the kept patches, red for the text's and green for context; grey out the rest.
+    """Outline the kept patches, red for the text's and green for the others; grey out the rest.
 
     Args:
         image: the photograph.
         kept: patch indices in raster order of a ``grid`` x ``grid`` layout.
-        guided: for each kept patch, whether similarity to the text chose it.
+        guided: for each kept patch, whether the text had a say in its choice.
         grid: patches a side.
         patch: pixels a side of one patch.
     """
@@ -73,7 +73,7 @@ def with_caption(
     Args:
         picture: it stays as it is; the answer is a new one.
         title: the first line.
-        guided: for each kept token, whether the text chose it; how many each colour has is told.
+        guided: for each kept token, whether the text had a say; how many each colour has is told.
         said: another line, and its colour.
     """
     height = picture.height + _CAPTION + (_LINE if said else 0)
@@ -91,7 +91,7 @@ def with_caption(
     place = 6
     for colour, label in (
         (GUIDED_COLOUR, f"by the text: {sum(guided)}"),
-        (CONTEXT_COLOUR, f"context: {len(guided) - sum(guided)}"),
+        (CONTEXT_COLOUR, f"without it: {len(guided) - sum(guided)}"),
     ):
         pen.rectangle((place, top + 23, place + 12, top + 35), fill=colour)
         pen.text((place + 18, top + 20), label, fill="black", font=font)

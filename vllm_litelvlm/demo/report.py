@@ -1,4 +1,4 @@
-"""What the demo shows: a table a scene, a line a budget, a sheet of pictures a scene."""
+"""What the demo shows: a table a scene, a line a budget and method, a sheet of pictures a scene."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ class Measured:
     scene: int
     sample: Sample
     budget: int
+    method: str
     prompt_tokens: int
     first_token: float
     seconds: float
@@ -39,27 +40,39 @@ class Measured:
 
 
 def print_report(rows: Sequence[Measured], console: Console) -> None:
-    """Every answer, right ones green and wrong ones red, and what each budget comes to."""
+    """Every answer, right ones green and wrong ones red, and what each method comes to.
+
+    A column has the answers at one budget, one below the other where it has several methods.
+    """
     budgets = list(dict.fromkeys(row.budget for row in rows))
+    methods = dict.fromkeys(row.method for row in rows if row.budget == min(budgets))
     for scene in dict.fromkeys(row.scene for row in rows):
-        table = Table("question", "right answer", title=f"Scene {scene}", title_justify="left")
+        table = Table("question and right answer", "method", title=f"Scene {scene}", leading=1)
+        table.title_justify = "left"
         for budget in budgets:
             table.add_column(f"{budget} tokens", no_wrap=True)
         for asked in _by_question(row for row in rows if row.scene == scene):
-            sample = asked[0].sample
-            table.add_row(asked[0].question, right_answer(sample), *map(_marked, asked))
+            question = Text(f"{asked[0].question}\n").append(
+                right_answer(asked[0].sample), style="bold"
+            )
+            cells = [
+                Text("\n").join(_marked(row) for row in asked if row.budget == budget)
+                for budget in budgets
+            ]
+            table.add_row(question, "\n".join(methods), *cells)
         console.print(table)
-    for budget in budgets:
-        chosen = [row for row in rows if row.budget == budget]
+    for budget, method in dict.fromkeys((row.budget, row.method) for row in rows):
+        chosen = [row for row in rows if (row.budget, row.method) == (budget, method)]
         console.print(
-            f"budget {budget:>3}: {sum(row.right for row in chosen)} of {len(chosen)} right, "
+            f"{budget:>3} tokens, {method:<8}: "
+            f"{sum(row.right for row in chosen)} of {len(chosen)} right, "
             f"{mean(row.prompt_tokens for row in chosen):.0f} prompt tokens, "
             f"{mean(row.first_token for row in chosen):.2f} s to the first token"
         )
 
 
 def save_contact_sheets(rows: Sequence[Measured], pictures: Path) -> Iterator[Path]:
-    """One sheet a scene (rows: questions, columns: budgets); yields each as it is saved."""
+    """One sheet a scene (rows: questions, columns: budgets and methods); yields each when saved."""
     for scene in dict.fromkeys(row.scene for row in rows):
         asked = _by_question(row for row in rows if row.scene == scene)
         path = pictures / f"scene-{scene}.png"

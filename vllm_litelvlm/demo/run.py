@@ -1,4 +1,8 @@
-"""The demo: the real server, the OpenAI client, and questions about drawn scenes."""
+"""The demo: the real server, the OpenAI client, and questions about drawn scenes.
+
+Each is answered from all tokens, and at every smaller budget from those of the paper's method,
+packed as in the paper, and from those of this package's own, each at its place in the image.
+"""
 
 import base64
 import io
@@ -29,6 +33,7 @@ from vllm_litelvlm.errors import LiteLVLMError
 from vllm_litelvlm.evaluation.scenes.answers import is_right, read_box
 from vllm_litelvlm.evaluation.scenes.dataset import SceneDataset
 from vllm_litelvlm.options import OPTIONS_KEY, PruningOptions, parse
+from vllm_litelvlm.pruning.keep_all import KeepAll
 
 #: The model that ships, which ``litelvlm train`` made; its CLIP is named in its configuration.
 SHIPPED = Path(__file__).parent / "model"
@@ -37,17 +42,25 @@ _NAME = "demo"
 _ANSWER_TOKENS = 12
 #: Scenes of the test split, and how many questions about each one.
 _SCENES, _QUESTIONS = (0, 1, 2), 6
-#: The same scene is asked about several times; a cache would favour the later rows.
-_EACH_FOR_ITSELF = {
+_SERVER_OPTIONS = {
+    # The same scene is asked about several times; a cache would favour the later rows.
     "feature_cache_gb": 0,
     "text_cache": 0,
     "pixel_cache_gb": 0,
-    "repeat": "prune",
+    "positions": "original",  # what some requests ask for
 }
 
 
 class DemoError(LiteLVLMError, RuntimeError):
     """The demo cannot run or go on; the message says what to change."""
+
+
+class Way(NamedTuple):
+    """What a request asks for, by the options' names."""
+
+    budget: int
+    method: str
+    positions: str
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,7 @@ def run_demo(
     console: Console | None = None,
     port: int | None = None,
 ) -> list[Measured]:
-    """Serve a model, ask, print a row for each question, and save the pictures under ``output``.
+    """Serve a model, ask, print every answer, and save the pictures under ``output``.
 
     Without ``model`` it is the one that ships. Raises ServerError when the server does not start,
     OptionsError for a budget that the images do not have, and DemoError for a ``model`` that is no
@@ -94,7 +107,7 @@ def run_demo(
                 serve(
                     model,
                     clip_model=clip_model,
-                    options=_EACH_FOR_ITSELF,
+                    options=_SERVER_OPTIONS,
                     arguments=arguments,
                     environment={
                         "VLLM_LITELVLM_TRACE": str(trace.resolve()),
@@ -112,37 +125,53 @@ def run_demo(
             patch=patch,
         )
         try:
-            rows = _ask_everything(target, budgets, pictures, console)
+            rows = _ask_everything(target, ways_of(budgets, grid**2), pictures, console)
         except APIError as error:
             raise DemoError(f"{error}; the server's log is {log}.") from error
     print_report(rows, console)
     for sheet in save_contact_sheets(rows, pictures):
-        console.print(f"Pictures (red: guided by the text, green: context): {sheet}")
+        console.print(f"Pictures (red: by the text, green: without it): {sheet}")
     return rows
 
 
+def ways_of(budgets: Sequence[int], patches: int) -> list[Way]:
+    """The methods that are compared, at each budget; nothing is to choose where it is all."""
+    ways = []
+    for budget in budgets:
+        if budget == patches:
+            ways.append(Way(budget, KeepAll.name, "compact"))
+        else:
+            ways += [Way(budget, "litelvlm", "compact"), Way(budget, "fovea", "original")]
+    return ways
+
+
 def _ask_everything(
-    target: Target, budgets: Sequence[int], pictures: Path, console: Console
+    target: Target, ways: Sequence[Way], pictures: Path, console: Console
 ) -> list[Measured]:
     dataset = SceneDataset("test", 1, questions=_QUESTIONS)
     about = {number: dataset.about(number) for number in _SCENES}
     rows = []
     with Progress(console=console, transient=True) as progress:
-        total = sum(map(len, about.values())) * len(budgets)
-        task = progress.add_task("Asking (after one request a budget to warm up)", total=total)
-        for budget in budgets:  # each prompt length has a first-time cost of its own
-            _ask(target, Image.new("RGB", (32, 32)), "Ready?", budget)
+        total = sum(map(len, about.values())) * len(ways)
+        task = progress.add_task("Asking (after a warm-up)", total=total)
+        for way in ways:  # each prompt length and method has a first-time cost of its own
+            _ask(target, Image.new("RGB", (32, 32)), "Ready?", way)
         for scene, samples in about.items():
             for sample in samples:
-                for budget in budgets:
+                for way in ways:
                     _forget(target)
                     traced = len(_read_trace(target))
-                    said = _ask(target, sample.image, sample.prompt, budget)
-                    picture = pictures / f"{sample.name}-{budget}.png"
+                    said = _ask(target, sample.image, sample.prompt, way)
                     row = Measured(
-                        scene, sample, budget, *said, is_right(sample, said.answer), picture
+                        scene,
+                        sample,
+                        way.budget,
+                        way.method,
+                        *said,
+                        is_right(sample, said.answer),
+                        pictures / f"{sample.name}-{way.budget}-{way.method}.png",
                     )
-                    _picture(target, row, _read_trace(target)[traced:]).save(picture)
+                    _picture(target, row, _read_trace(target)[traced:]).save(row.picture)
                     rows.append(row)
                     progress.advance(task)
     return rows
@@ -155,7 +184,7 @@ class _Said(NamedTuple):
     answer: str
 
 
-def _ask(target: Target, image: Image.Image, question: str, budget: int) -> _Said:
+def _ask(target: Target, image: Image.Image, question: str, way: Way) -> _Said:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -172,7 +201,7 @@ def _ask(target: Target, image: Image.Image, question: str, budget: int) -> _Sai
         temperature=0,
         stream=True,
         stream_options={"include_usage": True},
-        extra_body={"mm_processor_kwargs": {OPTIONS_KEY: {"budget": budget}}},
+        extra_body={"mm_processor_kwargs": {OPTIONS_KEY: way._asdict()}},
     ):
         if chunk.choices and chunk.choices[0].delta.content:
             first_token = first_token or time.perf_counter() - began
@@ -228,5 +257,5 @@ def _picture(target: Target, row: Measured, traced: Sequence[str]) -> Image.Imag
         drawn, tokens = seen.resize((seen.width * 2, seen.height * 2)), patches
     if sample.box is not None and (box := read_box(row.answer, *sample.image.size)) is not None:
         draw_box(drawn, box, sample.image.width)
-    said = f"{row.answer}   ({tokens} of {patches} tokens)"
+    said = f"{row.answer}   ({row.method}, {tokens} of {patches} tokens)"
     return with_caption(drawn, row.question, guided, (said, ANSWER_COLOUR[row.right]))

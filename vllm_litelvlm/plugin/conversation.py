@@ -9,14 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
-from vllm_litelvlm.plugin.turns import (
-    Characters,
-    Turn,
-    decode,
-    without_space,
-    without_special_tokens,
-    written_tokens,
-)
+from vllm_litelvlm.plugin.turns import Characters, Turn, without_space, without_special_tokens
 
 #: Under it a prompt carries its conversation, and then the arguments of its multimodal processor.
 CONVERSATION_KEY = "litelvlm_conversation"
@@ -86,17 +79,15 @@ class Conversation:
     ) -> Iterator[int] | None:
         """Where the words of the wanted messages begin.
 
-        They are rendered once more with a mark in front of them. Encoding and decoding does to
-        that what it has done to the prompt.
+        The messages are rendered once more with a mark in front of those words.
         """
         mark = f"qz{secrets.token_hex(8)}"
         marked = [
             _marked(message, mark) if is_wanted else message
             for message, is_wanted in zip(self._messages, wanted, strict=True)
         ]
-        ids = tokenizer.encode(self._render(tokenizer, marked), add_special_tokens=False)
-        written = [ids[place] for place in written_tokens(tokenizer, ids, image_token_id)]
-        *before, last = without_space(decode(tokenizer, written)).split(mark)
+        rendered = self._render(tokenizer, marked).removeprefix(tokenizer.bos_token or "")
+        *before, last = without_space(rendered.replace(self._image_token, "")).split(mark)
         characters = Characters(tokenizer, prompt, image_token_id)
         if len(before) != sum(wanted) or "".join([*before, last]) != characters.text:
             return None

@@ -102,9 +102,9 @@ def _add_conditions(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         nargs="+",
         help="names as in `litelvlm methods`, with options as in litelvlm:share=0.25,context=false "
-        "or fovea:focus=0.25,text=16; litelvlm-reference, litelvlm-value, litelvlm-reference-value, "
-        "fovea-layers, fovea-no-text; all (default: litelvlm, litelvlm-reference, litelvlm-value, "
-        "fovea; with --ablation none)",
+        "or fovea:focus=0.25,text=16; litelvlm-reference, litelvlm-value, "
+        "litelvlm-reference-value, fovea-layers, fovea-no-text; all (default: litelvlm, "
+        "litelvlm-reference, litelvlm-value, fovea; with --ablation none)",
     )
     add(
         "--budgets",

@@ -415,7 +415,7 @@ def test_focus_of_the_server_holds_for_its_own_method() -> None:
 
 @pytest.mark.parametrize("focus", [-0.1, 1, 1.5, "0.5", None, True, float("nan")])
 def test_focus_that_is_no_share_is_refused(focus: object) -> None:
-    with pytest.raises(OptionsError, match="'focus' is .*; allowed: a number from 0"):
+    with pytest.raises(OptionsError, match=r"'focus' is .*; allowed: a number from 0"):
         parse_request_options({"focus": focus}, ServerOptions())
 
 

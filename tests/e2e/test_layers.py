@@ -363,16 +363,16 @@ def test_no_sequence_of_requests_counts_and_resets_changes_an_answer(
         for turn in turns
         for chosen in ({"budget": 64}, {"budget": 29, "method": "litelvlm"}, {"focus": 0})
     ]
-    alone = []
-    for one in asked:
-        layered.forget()
-        alone.append(ask(layered.url, *one, 4))
     own = {**LAYERS, "positions": "original", **options}
     with (
         nullcontext(layered)
         if arguments is None
         else traced_server(runner, checkpoint, tmp_path, [*arguments, "--block-size=32"], **own)
     ) as running:
+        alone = []
+        for one in asked:
+            running.forget()
+            alone.append(ask(running.url, *one, 4))
         for number in draw.choices(range(len(asked)), k=40):
             act(running.url, draw, urls)
             answer = ask(running.url, *asked[number], 4)

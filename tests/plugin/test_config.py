@@ -87,7 +87,7 @@ def test_rows_of_positions_are_asked_for_only_by_a_server_that_places_tokens(
         ({"method": "random", "share": 0.1}, "'share' is unknown"),
         ({"positions": "own"}, "'positions' is 'own'; allowed: \"compact\" or \"original\""),
         ({"methods": []}, "'methods' is []; allowed: a non-empty list of method names"),
-        ({"methods": ["litelvlm", "magic"]}, "'method' is 'magic'; allowed: litelvlm, fovea, random"),
+        ({"methods": ["litelvlm", "magic"]}, "'method' is 'magic'; allowed: litelvlm, fovea"),
         ({"methods": ["fastv"]}, "'fastv', which prunes inside the language model"),
         ({"methods": ["random"]}, "'method' is 'litelvlm'; this server allows random"),
         ({"method": "sparsevlm"}, "'sparsevlm', which prunes inside the language model"),

@@ -96,7 +96,8 @@ def test_selection_equals_the_re_derivation(
 
     for image, selection in enumerate(pruner.select(signals, budgets[0]).unbind()):
         assert_expected(selection, image, budgets[0])
-    for image, selection in enumerate(prune(signals, [Order(pruner, budget) for budget in budgets], [None] * 3)):
+    orders = [Order(pruner, budget) for budget in budgets]
+    for image, selection in enumerate(prune(signals, orders, [None] * 3)):
         assert_expected(selection, image, budgets[image])
 
 

@@ -1,6 +1,8 @@
 # Every target works from a bare machine that has python3 (3.11 or newer, with venv), make and git.
 VENV := .venv
 BIN := $(VENV)/bin
+# Two engines at a time share few cores best with a thread each that is bound to none.
+ONE_THREAD := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format bench clean
@@ -16,7 +18,7 @@ demo: setup ## Run the demonstration
 
 test: lint ## Run the linters, the type checker and the tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/e2e
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/e2e
+	HF_HUB_OFFLINE=1 $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile tests/e2e
 
 lint: setup ## Run the linters and the type checker
 	$(BIN)/ruff check .

@@ -135,6 +135,8 @@ def _methods() -> None:
         pruner = pruner_class(name)
         reads = "is guided by the text" if pruner.reads_text else "does not read the text"
         text = "cannot do without a text" if pruner.requires_text else reads
+        if pruner.layered:
+            text += "; chooses in layers"
         table.add_row(f"[bold]{name}[/]", "", f"[bold]{pruner.paper}[/]; {text}")
         add_options(pruner.model_fields)
     table.add_row("[bold]options of every method[/]")

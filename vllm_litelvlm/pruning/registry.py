@@ -115,7 +115,7 @@ def settle_focus(options: PruningOptions, pruner: Pruner, budget: int) -> int:
     if options.focus == 0 or isinstance(pruner, KeepAll):
         return 0
     if not pruner.layered:
-        layered = ", ".join(name for name in _BUILT_IN if pruner_class(name).layered)
+        layered = ", ".join(name for name in method_names() if pruner_class(name).layered)
         raise OptionsError(
             f"litelvlm option 'focus' is {options.focus}, but method {pruner.name!r} does not "
             f"choose in layers; these do: {layered}. Leave 'focus' out, or choose one of them."

@@ -120,7 +120,7 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         digest = partial(MultiModalHasher.hash_kwargs, algorithm, **others)
         names = (inputs.mm_uuid_items or {}).get("image") or [None] * len(images)
         return [
-            Picture(image, None if name is None else digest(name=name), digest, self._pixels)
+            Picture(image, name, digest, self._pixels)
             for image, name in zip(images.get_all_items_for_hash(), names, strict=True)
         ]
 

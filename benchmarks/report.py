@@ -222,7 +222,7 @@ def notes(settings: Settings, record: Record, machine: Machine, model: str) -> s
     loads = ", ".join(dict.fromkeys(case.load for case in settings.cases))
     fits = "; ".join(f"{name} {capacity}" for name, capacity in record.capacities.items())
     return (
-        f"Model: {model}, bfloat16. Load: {loads}; {settings.output_tokens} output tokens; "
+        f"Model: {model}, {settings.dtype}. Load: {loads}; {settings.output_tokens} output tokens; "
         f"{settings.rounds} rounds of at least {settings.requests} requests, in whole "
         f"conversations. Machine: {machine}. Versions: {installed}. "
         f"Other processes kept {statistics.fmean(others):.2f} cores busy, at most "

@@ -1,5 +1,6 @@
 """What a run measures: its settings, and the cases that follow from them."""
 
+import argparse
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -171,6 +172,13 @@ class Settings:
         if self.kv_cache_gb is not None:
             arguments.append(f"--kv-cache-memory-bytes={int(self.kv_cache_gb * 2**30)}")
         return [*arguments, *self.extra_arguments]
+
+    @property
+    def dtype(self) -> str:
+        """What the servers compute in."""
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--dtype")
+        return str(parser.parse_known_args(self.server_arguments)[0].dtype)
 
     @property
     def most_images(self) -> int:

@@ -107,6 +107,12 @@ def names(workload: str, *methods: str) -> list[str]:
     return [condition.name for condition in conditions_of(workload, methods, (64,))]
 
 
+@pytest.mark.parametrize("given", [("--dtype", "float32"), ("--dtype=float32", "--block-size=32")])
+def test_report_names_the_dtype_that_servers_compute_in(given: tuple[str, ...]) -> None:
+    assert settings().dtype == "bfloat16"
+    assert settings(extra_arguments=given).dtype == "float32"
+
+
 def test_estimate_has_the_standard_error_of_the_mean() -> None:
     estimate = Estimate.of([1.0, 2.0, 3.0])
     assert estimate.mean == 2.0

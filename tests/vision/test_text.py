@@ -1,9 +1,12 @@
 """Guiding texts become what CLIP reads of them."""
 
 import logging
+import random
+from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from open_clip.tokenizer import SimpleTokenizer
+from transformers import AutoTokenizer, CLIPTokenizer
 
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.errors import WeightsError
@@ -33,6 +36,107 @@ def test_token_ids_are_those_of_clips_own_tokenizer(
         expected = theirs(text)["input_ids"]
         assert row[: len(expected)] == expected
         assert set(row[len(expected) :]) <= {expected[-1]}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[SimpleTokenizer, Path]:
+    """OpenAI's tokenizer as open_clip keeps it, and a folder with its vocabulary for ours."""
+    theirs = SimpleTokenizer()
+    *vocabulary, _start, _end = sorted(theirs.encoder, key=theirs.encoder.__getitem__)
+    tokens = [*vocabulary, "<|startoftext|>", "<|endoftext|>"]
+    merges = sorted(theirs.bpe_ranks, key=theirs.bpe_ranks.__getitem__)
+    folder = tmp_path_factory.mktemp("published")
+    vocab = {token: number for number, token in enumerate(tokens)}
+    CLIPTokenizer(vocab=vocab, merges=merges).save_pretrained(folder)
+    return theirs, folder
+
+
+#: What people, their keyboards and the programs between them make of a description.
+WORDS = [
+    *(
+        "the player\u2019s shirt",
+        "a \u201cred\u201d cup",
+        "it's n\u2019t we\u2019ll",
+        "\ufb01sh \ufb02ag \ufb03",
+    ),
+    *(
+        "salt &amp; pepper",
+        "&lt;b&gt;left&lt;/b&gt;",
+        "&amp;quot;big&amp;quot;",
+        "caf\u00e9",
+        "cafe\u0301",
+    ),
+    *(
+        "schÃ¶n",
+        "doesnâ€™t",
+        "\uff21\uff22\uff23 \uff11\uff12",
+        "赤い車",
+        "красная чашка",
+        "κόκκινο ΠΟΤΗΡΙ ΟΔΟΣ",
+    ),
+    *(
+        "İstanbul",
+        "straße STRASSE",
+        "किताब",
+        "كوب أحمر",
+        "🚗🏽",
+        "👩\u200d🚀",
+        "①②",
+        "x²",
+        "½ cup",
+        "3.14%",
+    ),
+    *(
+        "No.7",
+        "U.S.A.",
+        "e-mail@x.org",
+        "http://a.b/c?d=e",
+        "snake_case",
+        "C++",
+        "#1",
+        "$5",
+        "...",
+        "?!",
+    ),
+    *(
+        "a\u00a0b",
+        "a\u2003b",
+        "a\tb\r\nc",
+        "soft\u00adhyphen",
+        "zero\u200bwidth",
+        "—",
+        "–",
+        "…",
+        "№",
+        "™",
+    ),
+    *(
+        "LEFT",
+        "man in hat",
+        "2nd from right",
+        "zebra",
+        "the 100th",
+        "don't",
+        "O'Neill's",
+        "rock 'n' roll",
+    ),
+]
+
+
+def test_token_ids_are_those_that_clip_was_trained_with(
+    published: tuple[SimpleTokenizer, Path],
+) -> None:
+    theirs, folder = published
+    ours = ClipTextTokenizer(str(folder), 1_000)
+    draw = random.Random(0)
+    texts = [
+        draw.choice(["", " ", "\n"])
+        + draw.choice(["", " ", ", ", "  "]).join(draw.sample(WORDS, n))
+        for n in (draw.randint(1, 5) for _ in range(1_000))
+    ]
+    for text in [*WORDS, *texts]:
+        expected = [theirs.sot_token_id, *theirs.encode(text), theirs.eot_token_id]
+        assert ours([text])[0].tolist() == expected, text
 
 
 def test_long_text_keeps_its_end_token_and_is_told_once(
@@ -70,7 +174,6 @@ def test_folder_without_a_tokenizer_is_refused(tmp_path: object) -> None:
         "e\u0301",
         "👩‍👩‍👧 🚗",
         "\ufffd",
-        "\0",
         "\u200b",
         "  two \n words ",
         "!?...",
@@ -84,6 +187,13 @@ def test_text_in_any_script_keeps_its_content_between_start_and_end(
     assert (row[0], row[-1]) == (start, end)
     assert len(row) > 2
     assert end not in row[:-1]
+
+
+def test_control_characters_are_nothing_as_for_clips_own_tokenizer(
+    tokenizer: ClipTextTokenizer,
+) -> None:
+    assert tokenizer(["\0"]).shape == (1, 2)
+    assert tokenizer(["a red\0 cup"]).tolist() == tokenizer(["a red cup"]).tolist()
 
 
 def test_case_and_white_space_make_no_difference(tokenizer: ClipTextTokenizer) -> None:

@@ -1,9 +1,11 @@
 """CLIP's text side: token ids in the front end, embeddings in the worker."""
 
+import html
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
 
+import ftfy
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection
@@ -13,8 +15,20 @@ from vllm_litelvlm.errors import WeightsError
 logger = logging.getLogger(__name__)
 
 
+def as_clip_reads(text: str) -> str:
+    """A text as OpenAI's own tokenizer prepares it, which transformers' tokenizer does not.
+
+    Broken and typographic characters are mended (ftfy), HTML entities are resolved, white space
+    is collapsed, and everything is in lower case.
+    """
+    mended = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(mended.split()).lower()
+
+
 class ClipTextTokenizer:
     """Texts to CLIP token ids, truncated to what CLIP reads, keeping the end token.
+
+    The ids are those of the tokenizer that CLIP was trained with (:func:`as_clip_reads`).
 
     Args:
         clip_model: hub name or folder of the CLIP checkpoint.
@@ -37,7 +51,8 @@ class ClipTextTokenizer:
         rows = []
         for text in texts:
             # A text that spells CLIP's end token must not end there.
-            encoded = self._tokenizer(text, verbose=False, split_special_tokens=True)
+            read = as_clip_reads(text)
+            encoded = self._tokenizer(read, verbose=False, split_special_tokens=True)
             ids = encoded["input_ids"]
             if len(ids) > self._max_tokens:
                 self._tell_truncated(text)

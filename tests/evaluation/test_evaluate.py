@@ -167,6 +167,10 @@ def test_positions_are_conditions_of_their_own_but_for_methods_that_have_no_choi
     assert labels(*backend) == ["keep-all", "random", "litelvlm", "fastv"]
 
 
+def test_keep_all_alone_is_compared_with_nothing() -> None:
+    assert labels("--methods", "keep-all") == ["keep-all"]
+
+
 def test_budget_above_all_tokens_is_refused() -> None:
     with pytest.raises(OptionsError, match="--budgets has 577; allowed: at most 576"):
         grid(methods_of(None, [], decoder=False), [64, 577], ALL_TOKENS)

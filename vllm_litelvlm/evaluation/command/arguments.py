@@ -95,7 +95,7 @@ def _add_questions(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_conditions(parser: argparse.ArgumentParser) -> None:
-    """What is compared; keep-all and random always are."""
+    """What is compared; keep-all always is, and random with all others."""
     add = parser.add_argument
     add(
         "--methods",

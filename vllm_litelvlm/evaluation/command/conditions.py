@@ -95,16 +95,18 @@ def methods_of(
 ) -> tuple[Method, ...]:
     """keep-all first, then random, then what was named and what ablations need.
 
-    Each comes with each of ``positions``, but for keep-all and methods inside the language model,
-    which have no choice. ``decoder``: whether the latter can run. Raises OptionsError for methods
-    and options that do not exist, and the engine's own for a method that it cannot run.
+    Where keep-all alone was named, there is nothing for random to be compared with. Each comes
+    with each of ``positions``, but for keep-all and methods inside the language model, which have
+    no choice. ``decoder``: whether the latter can run. Raises OptionsError for methods and options
+    that do not exist, and the engine's own for a method that it cannot run.
     """
     found = [text for ablation in ablations for text in _ABLATIONS[ablation]]
     if named is None:
         named = () if found else _DEFAULT
     every = (*method_names(), *(decoder_method_names() if decoder else ()))
     listed = [name for text in named for name in (every if text == "all" else [text])]
-    labels = dict.fromkeys([ALL_TOKENS, CHANCE, *listed, *found])
+    asked = [*listed, *found]
+    labels = dict.fromkeys(asked if set(asked) == {ALL_TOKENS} else [ALL_TOKENS, CHANCE, *asked])
     return tuple(one for label in labels for one in _placed(_method(label, decoder), positions))
 
 

@@ -100,14 +100,14 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
         whole = all(isinstance(order.pruner, KeepAll) for order in orders)
         if whole and not self.litelvlm.keeps_features(keys):
             # Stock vLLM, bit for bit.
+            trace_selections(orders, text_ids, None, self.litelvlm_patches)
             return self._finished(self._process_image_input(image_input), orders)
         pixel_values = image_input["pixel_values"]
         assert len(orders) == len(text_ids) == len(keys) == len(pixel_values)
         if any(isinstance(order.pruner, Profile) for order in orders):
             return self._profile(pixel_values, text_ids, orders)
         selections = self._select(pixel_values, keys, text_ids, orders)
-        if not whole:
-            trace_selections(orders, text_ids, selections)
+        trace_selections(orders, text_ids, selections, self.litelvlm_patches)
         return self._finished(self._project(selections), orders, selections)
 
     def _finished(

@@ -49,7 +49,7 @@ def is_active() -> bool:
     switch = os.environ.get(SWITCH, "")
     if switch not in ("", "0", "1"):
         raise ActivationError(f"{SWITCH} is {switch!r}; allowed: 1 (on), 0 (off) or unset.")
-    asked_on_command_line = _is_vllm_command(sys.argv) and _take_flag(sys.argv)
+    asked_on_command_line = is_vllm_command(sys.argv) and _take_flag(sys.argv)
     if switch == "0":
         return False
     named = os.environ.get("VLLM_PLUGINS", "").split(",")
@@ -59,7 +59,7 @@ def is_active() -> bool:
     return True
 
 
-def _is_vllm_command(argv: list[str]) -> bool:
+def is_vllm_command(argv: list[str]) -> bool:
     """``vllm ...`` or ``python -m vllm.entrypoints...``: a user's own program keeps its flags."""
     program = Path(argv[0]) if argv else Path()
     return program.name == "vllm" or "vllm/entrypoints" in program.as_posix()

@@ -2,13 +2,16 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm import EngineArgs
+from vllm import EngineArgs, ModelRegistry
 
 from vllm_litelvlm.demo.checkpoint import Checkpoint
+from vllm_litelvlm.errors import CompatibilityError, LiteLVLMError
 from vllm_litelvlm.plugin.config import guidance_config
 from vllm_litelvlm.plugin.positions import ROWS
 
@@ -99,9 +102,38 @@ def test_rows_of_positions_are_asked_for_only_by_a_server_that_places_tokens(
 def test_bad_server_option_is_an_error_at_start(
     checkpoint: Checkpoint, options: Any, sentence: str
 ) -> None:
-    with pytest.raises(Exception, match=r"litelvlm|CLIP") as raised:
+    with pytest.raises(LiteLVLMError, match=r"litelvlm|CLIP") as raised:
         build(checkpoint, options)
     assert sentence in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_vllm_serve_ends_with_the_sentence_alone(checkpoint: Checkpoint) -> None:
+    vllm = Path(sys.executable).with_name("vllm")
+    options = json.dumps({"litelvlm": {"bugdet": 64}})
+    command = [vllm, "serve", checkpoint.llava, "--plugin", "litelvlm", "--additional-config"]
+    ended = subprocess.run([*command, options], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    *_, last = ended.stderr.strip().splitlines()
+    assert last.startswith("vllm: error: litelvlm option 'bugdet' is unknown; allowed: budget")
+
+
+@pytest.mark.parametrize("seam", ["--model-impl", "another plugin"])
+def test_class_that_would_not_prune_is_refused(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, seam: str
+) -> None:
+    more = {}
+    if seam == "--model-impl":
+        more["model_impl"] = "transformers"
+    else:
+        architecture = "LlavaForConditionalGeneration"
+        models = dict(ModelRegistry.models)
+        monkeypatch.setattr(ModelRegistry, "models", models)
+        stock = "vllm.model_executor.models.llava:LlavaForConditionalGeneration"
+        ModelRegistry.register_model(architecture, stock)
+    with pytest.raises(CompatibilityError, match="another class"):
+        build(checkpoint, **more)
 
 
 def test_vision_tower_that_is_not_clip_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def install() -> None:
     _name_our_variables()
     for module in ("vllm.renderers.online_renderer", "vllm.entrypoints.pooling.base.serving"):
         _wrap(module, "validate_request_mm_kwargs", _let_our_options_pass)
+    _wrap("vllm.config.vllm", "VllmConfig.try_verify_and_update_config", _check_served_class)
     _wrap("vllm.renderers.base", "BaseRenderer.warmup", _tell_chat_template)
     _wrap("vllm.renderers.hf", "HfRenderer.render_messages", _keep_conversation)
     _wrap("vllm.renderers.hf", "HfRenderer.render_messages_async", _keep_conversation_async)
@@ -41,6 +42,37 @@ def _name_our_variables() -> None:
 
     for name in (SWITCH, TRACE):
         envs.environment_variables.setdefault(name, functools.partial(os.environ.get, name))
+
+
+def _check_served_class(stock: Callable[..., None]) -> Callable[..., None]:
+    """Refuse to start where another class than ours would serve a model of ours, unpruned."""
+
+    @functools.wraps(stock)
+    def try_verify_and_update_config(config: Any) -> None:
+        stock(config)
+        if config.model_config is not None:
+            _refuse_another_class(config.model_config)
+
+    return try_verify_and_update_config
+
+
+def _refuse_another_class(model_config: Any) -> None:
+    from vllm import ModelRegistry
+
+    from vllm_litelvlm.plugin.register import MODELS
+
+    if not set(model_config.architectures) & MODELS.keys():
+        return
+    architecture = model_config.architecture
+    registered = ModelRegistry.models.get(architecture)
+    module, name = (getattr(registered, part, None) for part in ("module_name", "class_name"))
+    if MODELS.get(architecture) != f"{module}:{name}":
+        raise CompatibilityError(
+            f"litelvlm was asked for, but this model would be served by another class "
+            f"({name or architecture}; --model-impl is {model_config.model_impl!r}), which prunes "
+            "nothing. Leave --model-impl and other plugins for this architecture out, or serve "
+            "without --plugin litelvlm."
+        )
 
 
 def _let_our_options_pass(stock: Callable[..., None]) -> Callable[..., None]:

@@ -1,7 +1,11 @@
 """Registration: what happens in every vLLM process once the plugin was asked for."""
 
 import logging
+import sys
+from types import TracebackType
 
+from vllm_litelvlm.activation import is_vllm_command
+from vllm_litelvlm.errors import LiteLVLMError
 from vllm_litelvlm.plugin import compat, metrics
 
 #: Architecture in a checkpoint's config.json to the class that serves it.
@@ -24,6 +28,8 @@ def install() -> None:
         MODELS_CONFIG_MAP[architecture] = LiteLVLMConfigHook
     metrics.install()
     _log_like_vllm()
+    if is_vllm_command(sys.argv):
+        sys.excepthook = _end_in_a_sentence
 
 
 def _log_like_vllm() -> None:
@@ -32,3 +38,13 @@ def _log_like_vllm() -> None:
     ours.handlers = list(theirs.handlers)
     ours.setLevel(theirs.level)
     ours.propagate = theirs.propagate
+
+
+def _end_in_a_sentence(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """What is wrong with an operator's command needs no traceback."""
+    if isinstance(error, LiteLVLMError):
+        print(f"vllm: error: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)

@@ -117,8 +117,8 @@ def test_lower_layer_imports_few_libraries(layer: str) -> None:
         assert libraries_imported(file.read_text()) - {"vllm_litelvlm"} <= here, in_file(file)
 
 
-def test_vision_imports_torch_transformers_and_their_formats_only() -> None:
-    allowed = {"torch", "transformers", "huggingface_hub", "safetensors", "vllm_litelvlm"}
+def test_vision_imports_torch_transformers_their_formats_and_clips_text_repair_only() -> None:
+    allowed = {"torch", "transformers", "huggingface_hub", "safetensors", "ftfy", "vllm_litelvlm"}
     allowed |= set(sys.stdlib_module_names)
     for file in FILES:
         if layer_of(file) == "vision":

@@ -50,7 +50,7 @@ def _check_served_class(stock: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(stock)
     def try_verify_and_update_config(config: Any) -> None:
         stock(config)
-        if config.model_config is not None:
+        if config.model_config is not None and _is_ours(config):
             _refuse_another_class(config.model_config)
 
     return try_verify_and_update_config
@@ -61,8 +61,6 @@ def _refuse_another_class(model_config: Any) -> None:
 
     from vllm_litelvlm.plugin.register import MODELS
 
-    if not set(model_config.architectures) & MODELS.keys():
-        return
     architecture = model_config.architecture
     registered = ModelRegistry.models.get(architecture)
     module, name = (getattr(registered, part, None) for part in ("module_name", "class_name"))
@@ -212,8 +210,9 @@ def mend_cpu_runner() -> None:
     setattr(CPUModelRunner, name, property(get, ignore))
 
 
-def _is_ours(renderer: Any) -> bool:
-    return bool(set(renderer.model_config.architectures) & set(supported_architectures()))
+def _is_ours(holder: Any) -> bool:
+    """Whether the model of a renderer, or of vLLM's configuration, is one that we serve."""
+    return bool(set(holder.model_config.architectures) & set(supported_architectures()))
 
 
 def supported_architectures() -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def _profile(worker: object) -> dict[str, object]:
         "projected": projected,
         "kept": len(cache),
         "queries": cache.queries,
-        "cache_bytes": sum(memory.nbytes for memory in cache.buffers()),
+        "cache_bytes": sum(memory.nbytes for memory in cache.memory.values()),
     }
 
 

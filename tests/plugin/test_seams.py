@@ -16,7 +16,7 @@ from vllm.renderers.base import BaseRenderer
 from vllm.renderers.hf import HfRenderer, safe_apply_chat_template
 
 from vllm_litelvlm.errors import CompatibilityError
-from vllm_litelvlm.plugin import compat
+from vllm_litelvlm.plugin import wrap
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_hook_has_the_parameters_that_the_plugin_overrides(
 
 def test_hook_that_moved_fails_loudly_naming_the_versions() -> None:
     with pytest.raises(CompatibilityError, match=r"vllm\.config\.NoSuchHook.*0\.32, 0\.33"):
-        compat._wrap("vllm.config", "NoSuchHook", lambda stock: stock)
+        wrap.wrap("vllm.config", "NoSuchHook", lambda stock: stock)
 
 
 @pytest.mark.parametrize(
@@ -77,12 +77,12 @@ def test_hook_that_moved_fails_loudly_naming_the_versions() -> None:
 def test_unsupported_version_is_refused(
     monkeypatch: pytest.MonkeyPatch, found: str, fits: bool
 ) -> None:
-    monkeypatch.setattr(compat, "_vllm_version", lambda: found)
+    monkeypatch.setattr(wrap, "_vllm_version", lambda: found)
     if fits:
-        compat._check_version()
+        wrap.check_version()
     else:
         with pytest.raises(CompatibilityError, match=found):
-            compat._check_version()
+            wrap.check_version()
 
 
 @pytest.mark.parametrize(

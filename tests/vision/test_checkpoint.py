@@ -13,13 +13,12 @@ from transformers import CLIPConfig, CLIPVisionConfig, LlavaConfig, SiglipVision
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.errors import CompatibilityError, WeightsError
 from vllm_litelvlm.vision.checkpoint import (
-    TowerTap,
     check_tower,
     default_clip_model,
-    load_guidance,
     read_clip_config,
 )
 from vllm_litelvlm.vision.guidance import Guidance
+from vllm_litelvlm.vision.weights import ClipWeights, TowerTap
 
 
 @pytest.fixture
@@ -54,7 +53,7 @@ def test_missing_tensor_is_named_with_where_it_was_looked_for(
 ) -> None:
     clip = changed_clip(checkpoint, tmp_path, name, None)
     with pytest.raises(WeightsError) as raised:
-        load_guidance(guidance.scorer, guidance.text_tower, {}, clip)
+        ClipWeights(guidance.scorer, guidance.text_tower).load({}, clip)
     message = str(raised.value)
     assert f"'{name}' is neither in the model's checkpoint nor in the CLIP at '{clip}'" in message
 
@@ -62,8 +61,8 @@ def test_missing_tensor_is_named_with_where_it_was_looked_for(
 def test_misshapen_tensor_is_named(checkpoint: Checkpoint, guidance: Guidance) -> None:
     name = "vision_model.post_layernorm.bias"
     with pytest.raises(WeightsError, match=rf"{name}.*model's checkpoint has shape \[3\].*\[64\]"):
-        load_guidance(
-            guidance.scorer, guidance.text_tower, {name: torch.zeros(3)}, str(checkpoint.clip)
+        ClipWeights(guidance.scorer, guidance.text_tower).load(
+            {name: torch.zeros(3)}, str(checkpoint.clip)
         )
 
 
@@ -75,7 +74,7 @@ def test_misshapen_tensor_of_the_clip_is_not_taken_for_a_loaded_one(
         r"visual_projection\.weight' of the CLIP at .* has shape \[5, 64\]; expected \[48, 64\]"
     )
     with pytest.raises(WeightsError, match=shapes):
-        load_guidance(guidance.scorer, guidance.text_tower, {}, clip)
+        ClipWeights(guidance.scorer, guidance.text_tower).load({}, clip)
 
 
 @pytest.mark.parametrize("damage", ["without weights", "corrupt"])
@@ -88,7 +87,7 @@ def test_clip_whose_weights_cannot_be_read_is_refused(
     else:
         (clip / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"weights of the CLIP at .* cannot be read"):
-        load_guidance(guidance.scorer, guidance.text_tower, {}, str(clip))
+        ClipWeights(guidance.scorer, guidance.text_tower).load({}, str(clip))
 
 
 def test_text_tower_goes_by_the_outer_projection_width(
@@ -101,7 +100,7 @@ def test_text_tower_goes_by_the_outer_projection_width(
     tower = CLIPConfig.from_pretrained(checkpoint.clip).vision_config
     config = read_clip_config(str(clip), tower)
     built = Guidance(tower, config)
-    load_guidance(built.scorer, built.text_tower, {}, str(clip))
+    ClipWeights(built.scorer, built.text_tower).load({}, str(clip))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +115,7 @@ def test_configuration_that_cannot_be_read_is_refused(tmp_path: Path, content: s
 def test_model_checkpoint_comes_before_the_clip(checkpoint: Checkpoint, guidance: Guidance) -> None:
     name = "vision_model.post_layernorm.bias"
     tower = {name: torch.full((64,), 7.0)}
-    load_guidance(guidance.scorer, guidance.text_tower, tower, str(checkpoint.clip))
+    ClipWeights(guidance.scorer, guidance.text_tower).load(tower, str(checkpoint.clip))
     assert guidance.scorer.post_norm.bias.unique().tolist() == [7.0]
     theirs = load_file(checkpoint.clip / "model.safetensors")["visual_projection.weight"]
     assert torch.equal(guidance.scorer.projection.weight, theirs)
@@ -127,7 +126,7 @@ def test_model_checkpoint_comes_before_the_clip(checkpoint: Checkpoint, guidance
 def test_tower_tensors_are_found_under_every_published_name(
     guidance: Guidance, prefix: str, level: str
 ) -> None:
-    tap = TowerTap(guidance.scorer)
+    tap = TowerTap(guidance.scorer.clip_names().values())
     wanted = f"{prefix}vision_tower.{level}encoder.layers.3.layer_norm1.weight"
     others = [f"{prefix}vision_tower.{level}embeddings.class_embedding", "lm_head.weight"]
     passed = dict(tap((name, torch.ones(64)) for name in [wanted, *others]))
@@ -239,16 +238,16 @@ def test_configuration_without_a_tower_is_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_tap_keeps_a_float32_copy_and_passes_the_tensor_itself(
+def test_tap_keeps_a_copy_and_passes_the_tensor_itself(
     guidance: Guidance, dtype: torch.dtype
 ) -> None:
-    tap = TowerTap(guidance.scorer)
+    tap = TowerTap(guidance.scorer.clip_names().values())
     tensor = torch.ones(64, dtype=dtype)
     [(_, passed)] = tap([("vision_tower.vision_model.post_layernorm.weight", tensor)])
     assert passed is tensor
     tensor.zero_()
     kept = tap.found["vision_model.post_layernorm.weight"]
-    assert kept.dtype == torch.float32
+    assert kept.dtype == dtype
     assert kept.tolist() == [1.0] * 64
 
 
@@ -261,7 +260,7 @@ def test_tap_keeps_a_float32_copy_and_passes_the_tensor_itself(
     ],
 )
 def test_tap_leaves_other_names_alone(guidance: Guidance, name: str) -> None:
-    tap = TowerTap(guidance.scorer)
+    tap = TowerTap(guidance.scorer.clip_names().values())
     assert [passed for passed, _ in tap([(name, torch.ones(64))])] == [name]
     assert not tap.found
 
@@ -269,12 +268,12 @@ def test_tap_leaves_other_names_alone(guidance: Guidance, name: str) -> None:
 def test_tap_finds_everything_of_the_tower_in_a_published_checkpoint(
     checkpoint: Checkpoint, guidance: Guidance
 ) -> None:
-    tap = TowerTap(guidance.scorer)
+    tap = TowerTap(guidance.scorer.clip_names().values())
     weights = load_file(checkpoint.llava / "model.safetensors")
     assert sorted(name for name, _ in tap(weights.items())) == sorted(weights)
     wanted = set(guidance.scorer.clip_names().values())
     assert wanted - set(tap.found) == {"visual_projection.weight"}
-    load_guidance(guidance.scorer, guidance.text_tower, tap.found, str(checkpoint.clip))
+    ClipWeights(guidance.scorer, guidance.text_tower).load(tap.found, str(checkpoint.clip))
     theirs = load_file(checkpoint.clip / "model.safetensors")
     for module in (guidance.scorer, guidance.text_tower):
         parameters = dict(module.named_parameters())
@@ -292,5 +291,5 @@ def test_clip_saved_by_old_versions_is_read(
     (copy / "model.safetensors").unlink()
     tensors["vision_model.embeddings.position_ids"] = torch.arange(577)[None]
     torch.save(tensors, copy / "pytorch_model.bin")
-    load_guidance(guidance.scorer, guidance.text_tower, {}, str(copy))
+    ClipWeights(guidance.scorer, guidance.text_tower).load({}, str(copy))
     assert torch.equal(guidance.scorer.projection.weight, tensors["visual_projection.weight"])

@@ -12,9 +12,9 @@ from transformers import AutoProcessor, CLIPModel, CLIPTextConfig, CLIPTextModel
 from tests.vision.made_up import MadeUpImages
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.pruning.base import Signal, Signals
-from vllm_litelvlm.vision.checkpoint import load_guidance
 from vllm_litelvlm.vision.guidance import Guidance
 from vllm_litelvlm.vision.text import ClipTextTokenizer, ClipTextTower
+from vllm_litelvlm.vision.weights import ClipWeights
 
 #: What the scorer computes; the rest comes from elsewhere.
 SCORES = frozenset(Signal) - {Signal.FEATURES, Signal.PROJECTED, Signal.TOWER}
@@ -29,7 +29,7 @@ def clip(checkpoint: Checkpoint) -> Any:
 @pytest.fixture(scope="module")
 def guidance(checkpoint: Checkpoint, clip: Any) -> Guidance:
     built = Guidance(clip.config.vision_config, clip.config)
-    load_guidance(built.scorer, built.text_tower, {}, str(checkpoint.clip))
+    ClipWeights(built.scorer, built.text_tower).load({}, str(checkpoint.clip))
     return built
 
 

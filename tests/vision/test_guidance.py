@@ -10,9 +10,9 @@ from transformers import CLIPModel
 from tests.vision.made_up import MadeUpImages
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.pruning.base import Signal, Signals
-from vllm_litelvlm.vision.checkpoint import load_guidance
 from vllm_litelvlm.vision.guidance import Guidance
 from vllm_litelvlm.vision.text import ClipTextTokenizer
+from vllm_litelvlm.vision.weights import ClipWeights
 
 #: What LiteLVLM reads, and what its cache keeps.
 NEEDS = frozenset({Signal.FEATURES, Signal.SIMILARITY, Signal.CONTEXT})
@@ -26,7 +26,7 @@ def build(checkpoint: Checkpoint) -> Any:
 
     def guidance(images: float = 0, texts: int = 0, needs: frozenset[Signal] = NEEDS) -> Guidance:
         built = Guidance(config.vision_config, config)
-        load_guidance(built.scorer, built.text_tower, {}, str(checkpoint.clip))
+        ClipWeights(built.scorer, built.text_tower).load({}, str(checkpoint.clip))
         built.add_feature_cache(int(images * IMAGE_BYTES), torch.float32, needs)
         built.add_text_cache(texts)
         return built

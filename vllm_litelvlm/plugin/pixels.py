@@ -99,6 +99,12 @@ class PixelCache:
         key = self._names.get(name)
         return key if key in self._pixels else None
 
+    def clear(self) -> None:
+        """Forget all pixels and names."""
+        self._pixels.clear()
+        self._names.clear()
+        self._bytes = 0
+
     def _keep(self, key: bytes, pixels: Tensor) -> None:
         if key in self._pixels:
             self._pixels.move_to_end(key)

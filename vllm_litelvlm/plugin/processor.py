@@ -76,6 +76,10 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
     def _text_tokenizer(self) -> ClipTextTokenizer:
         return ClipTextTokenizer(self._guidance.clip_model, self._guidance.text_tokens)
 
+    def clear_pixels(self) -> None:
+        """Forget preprocessed images."""
+        self._pixels.clear()
+
     def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
         """Lay the request out as its options and its conversation say, then process as usual.
 

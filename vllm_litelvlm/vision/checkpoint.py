@@ -1,21 +1,12 @@
-"""Where the scorer's weights come from: the LLaVA checkpoint first, then a CLIP checkpoint."""
+"""Which CLIP guides a model, and whether the two fit."""
 
-import logging
-from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPVisionConfig
 
 from vllm_litelvlm.errors import CompatibilityError, WeightsError
-from vllm_litelvlm.vision.clip import ClipScorer
-from vllm_litelvlm.vision.text import ClipTextTower
-
-logger = logging.getLogger(__name__)
 
 #: The entry of a LLaVA's ``config.json`` that is this package's.
 CONFIG_KEY = "litelvlm"
@@ -110,84 +101,3 @@ def check_tower(config: object) -> None:
             f"as LLaVA-1.5 has them; this model's are {layer!r} and {strategy!r}. "
             "Serve it without --plugin litelvlm."
         )
-
-
-class TowerTap:
-    """Notes the scorer's tensors while a LLaVA checkpoint streams past."""
-
-    def __init__(self, scorer: ClipScorer) -> None:
-        self._wanted = set(scorer.clip_names().values())
-        self.found: dict[str, Tensor] = {}
-
-    def __call__(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """Pass the weights on, under the names that vLLM knows.
-
-        transformers 5 saves the tower without the ``vision_model`` level; it is put back.
-        """
-        for name, tensor in weights:
-            prefix, tower, rest = name.partition("vision_tower.")
-            if tower and prefix in ("", "model."):
-                rest = rest if rest.startswith("vision_model.") else f"vision_model.{rest}"
-                if rest in self._wanted:
-                    self.found[rest] = tensor.detach().to("cpu", torch.float32, copy=True)
-                name = f"{prefix}{tower}{rest}"
-            yield name, tensor
-
-
-def load_guidance(
-    scorer: ClipScorer, text_tower: ClipTextTower, tower_tensors: Mapping[str, Tensor], clip: str
-) -> None:
-    """Fill scorer and text tower: from ``tower_tensors`` where it has them, else from ``clip``.
-
-    Raises WeightsError naming the first tensor that is missing or has another shape, and where it
-    was looked for.
-    """
-    sources = {
-        "the model's checkpoint": tower_tensors,
-        f"the CLIP at {clip!r}": _read_clip_tensors(clip),
-    }
-    for module in (scorer, text_tower):
-        parameters = dict(module.named_parameters())
-        for own, name in module.clip_names().items():
-            where = next((place for place, tensors in sources.items() if name in tensors), None)
-            if where is None:
-                raise WeightsError(
-                    f"Tensor {name!r} is neither in {' nor in '.join(sources)}. Set the server "
-                    "option 'clip_model' to a complete CLIP checkpoint."
-                )
-            _copy(sources[where][name], parameters[own], f"Tensor {name!r} of {where}")
-    logger.info(
-        "litelvlm guidance: %d vision tensors from the model's checkpoint, the rest from %s",
-        len(tower_tensors),
-        clip,
-    )
-
-
-def _read_clip_tensors(clip: str) -> dict[str, Tensor]:
-    """Every tensor that the CLIP checkpoint really holds, on the CPU; misfits only as a shape."""
-    try:
-        with torch.device("cpu"):
-            model, report = CLIPModel.from_pretrained(
-                clip, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-            )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise WeightsError(
-            f"The weights of the CLIP at {clip!r} cannot be read ({error}). Set the server option "
-            "'clip_model' to a complete CLIP checkpoint's hub name or folder."
-        ) from error
-    tensors = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if name not in report["missing_keys"]
-    }
-    for name, shape, *_ in report["mismatched_keys"]:
-        tensors[name] = torch.empty(tuple(shape), device="meta")
-    return tensors
-
-
-def _copy(tensor: Tensor, parameter: nn.Parameter, what: str) -> None:
-    if tensor.shape != parameter.shape:
-        raise WeightsError(
-            f"{what} has shape {list(tensor.shape)}; expected {list(parameter.shape)}."
-        )
-    parameter.data.copy_(tensor)

@@ -9,7 +9,7 @@ products of that size are most of the cost, and of their results only lengths an
 wanted, in which rounding averages out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,12 @@ class ClipScorer(nn.Module):
             module, _, kind = own.rpartition(".")
             names[own] = f"{modules[module]}.{kind}"
         return names
+
+    @torch.no_grad()
+    def follow(self, feature_layer: Mapping[str, Tensor]) -> None:
+        """Take the weights of the feature layer's ``norm``, ``query`` and ``key`` as they are."""
+        for name, tensor in feature_layer.items():
+            self.get_parameter(f"feature_{name}").copy_(tensor)
 
     @torch.no_grad()
     def image_signals(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPConfig, CLIPVisionConfig
 
@@ -21,11 +21,11 @@ _AT_ONCE = 64
 _SMALL = FROM_FEATURE_INPUT | {Signal.CONTEXT, Signal.CONTEXT_NORMALISED, Signal.LAST_ATTENTION}
 
 
-class Guidance(nn.Module):
+class Guidance:
     """Computes what methods go by, for a batch of images and the texts of their requests.
 
     Equal images and equal texts of a batch are looked at once, and those of earlier batches not
-    at all while they are in a cache.
+    at all while they are in a cache. All memory is on torch's current device.
 
     Args:
         tower: configuration of the model's vision tower.
@@ -36,9 +36,8 @@ class Guidance(nn.Module):
     def __init__(
         self, tower: CLIPVisionConfig, clip: CLIPConfig, dtype: torch.dtype = torch.float32
     ) -> None:
-        super().__init__()
-        self.scorer = ClipScorer(tower, clip.projection_dim, dtype)
-        self.text_tower = ClipTextTower(clip.text_config, dtype)
+        self.scorer = ClipScorer(tower, clip.projection_dim, dtype).eval()
+        self.text_tower = ClipTextTower(clip.text_config, dtype).eval()
         self.feature_cache: SlotCache | None = None
         self.text_cache: SlotCache | None = None
         self.base_cache: SlotCache | None = None
@@ -82,7 +81,7 @@ class Guidance(nn.Module):
         return cache is not None and all(key in cache for key in keys)
 
     def forget(self) -> None:
-        """Empty the caches, as new weights demand."""
+        """Empty the caches, as new weights and vLLM's own resets demand."""
         for cache in (self.feature_cache, self.text_cache, self.base_cache):
             if cache is not None:
                 cache.clear()

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vllm_litelvlm.pruning.base import to_device
 
@@ -46,12 +46,12 @@ def recall(
     return _joined(parts, [row[key] for key in keys])
 
 
-class SlotCache(nn.Module):
+class SlotCache:
     """Rows by key, one slot each; the least recently used goes first.
 
     Rows are copied in and out, so the cache neither grows nor keeps other memory from being
     freed, and what it takes is there, to be measured, from the start. Which slot holds what is
-    decided on the host; no call waits for the device.
+    decided on the host; no call waits for the device. The memory lies on torch's current device.
 
     Args:
         slots: how many keys fit, from 1.
@@ -59,12 +59,12 @@ class SlotCache(nn.Module):
     """
 
     def __init__(self, slots: int, rows: Mapping[str, Row]) -> None:
-        super().__init__()
         self.slots, self.slot_bytes = slots, self.row_bytes(rows)
         self.names = tuple(rows)
-        for name, (shape, dtype) in rows.items():
-            memory = torch.zeros(slots, *shape, dtype=dtype)
-            self.register_buffer(name, memory, persistent=False)
+        #: Name to the rows of all slots.
+        self.memory = {
+            name: torch.zeros(slots, *shape, dtype=dtype) for name, (shape, dtype) in rows.items()
+        }
         self._places: OrderedDict[Hashable, int] = OrderedDict()
         #: Keys that were looked for, and those that were there.
         self.queries = self.hits = 0
@@ -93,18 +93,16 @@ class SlotCache(nn.Module):
 
     def read(self, slots: Sequence[int]) -> Rows:
         """Copies of rows, each with a leading dimension of the slots asked for."""
-        memories = {name: self.get_buffer(name) for name in self.names}
         return {
             name: memory.index_select(0, to_device(list(slots), memory.device))
-            for name, memory in memories.items()
+            for name, memory in self.memory.items()
         }
 
     def write(self, keys: Sequence[Hashable], rows: Mapping[str, Tensor]) -> None:
         """Keep rows of new, distinct keys; of more than there are slots, the last ones."""
         first = max(0, len(keys) - self.slots)
         slots = [self._slot(key) for key in keys[first:]]
-        for name in self.names:
-            memory = self.get_buffer(name)
+        for name, memory in self.memory.items():
             memory.index_copy_(0, to_device(slots, memory.device), rows[name][first:])
 
     def clear(self) -> None:

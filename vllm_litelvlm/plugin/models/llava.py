@@ -1,6 +1,7 @@
 """LLaVA-1.5 whose language model gets only the visual tokens that a request's text needs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +16,11 @@ from vllm.model_executor.models.llava import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.platforms import current_platform
 
-from vllm_litelvlm.plugin.compat import mend_cpu_runner
 from vllm_litelvlm.plugin.config import guidance_config, position_limit
 from vllm_litelvlm.plugin.metrics import worker_metrics
 from vllm_litelvlm.plugin.models.images import VllmImages
 from vllm_litelvlm.plugin.models.positions import OriginalPositions, placed
+from vllm_litelvlm.plugin.models.weights import FollowedWeights
 from vllm_litelvlm.plugin.plan import WorkOrder
 from vllm_litelvlm.plugin.processor import (
     IMAGE_KEYS_FIELD,
@@ -28,13 +29,14 @@ from vllm_litelvlm.plugin.processor import (
     build_processor,
 )
 from vllm_litelvlm.plugin.profile import Profile
+from vllm_litelvlm.plugin.runners import follow_resets, mend_cpu_runner
 from vllm_litelvlm.plugin.stopwatch import Stopwatch
 from vllm_litelvlm.plugin.trace import trace_selections
 from vllm_litelvlm.pruning.base import Selection
 from vllm_litelvlm.pruning.batch import needed_signals, prune
 from vllm_litelvlm.pruning.keep_all import KeepAll
 from vllm_litelvlm.pruning.registry import build_pruner
-from vllm_litelvlm.vision.checkpoint import TowerTap, load_guidance, read_clip_config
+from vllm_litelvlm.vision.checkpoint import read_clip_config
 from vllm_litelvlm.vision.clip import patch_count
 from vllm_litelvlm.vision.guidance import Guidance
 
@@ -58,12 +60,18 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
         self.litelvlm_last_position = position_limit(vllm_config.model_config) - 1
         if self._guidance_config.server.original_positions and current_platform.is_cpu():
             mend_cpu_runner()
+        #: None where images are not served, and so the next.
         self.litelvlm: Guidance | None = None
+        self._followed: FollowedWeights | None = None
         if self.multimodal_config.get_limit_per_prompt("image") > 0:
             clip = read_clip_config(self._guidance_config.clip_model, tower)
             dtype = vllm_config.model_config.dtype
             self.litelvlm = Guidance(tower, clip, dtype)
             self._add_caches(self.litelvlm, dtype)
+            self._followed = FollowedWeights(
+                self.litelvlm, self.vision_tower, self._guidance_config, vllm_config
+            )
+            follow_resets(v2=vllm_config.use_v2_model_runner)
 
     def _add_caches(self, guidance: Guidance, dtype: torch.dtype) -> None:
         """Allocate them with the weights, so that vLLM's memory profile finds them taken."""
@@ -74,19 +82,22 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
         guidance.add_base_cache(_BASES)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Load the model, and the scorer from the same checkpoint and its CLIP."""
-        if self.litelvlm is None:
-            return set(super().load_weights(weights))
-        self.litelvlm.forget()
-        tap = TowerTap(self.litelvlm.scorer)
-        loaded = set(super().load_weights(tap(weights)))
-        load_guidance(
-            self.litelvlm.scorer,
-            self.litelvlm.text_tower,
-            tap.found,
-            self._guidance_config.clip_model,
+        """Load the model, and guidance from the same weights and its CLIP."""
+        stock = super().load_weights
+        return (
+            set(stock(weights)) if self._followed is None else self._followed.load(weights, stock)
         )
-        return loaded | {f"litelvlm.{name}" for name, _ in self.litelvlm.named_parameters()}
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
+        """The model's, and guidance's weights: of all else vLLM's deep sleep keeps nothing."""
+        yield from super().named_buffers(*args, **kwargs)
+        if self._followed is not None:
+            yield from self._followed.buffers()
+
+    def litelvlm_forget(self) -> None:
+        """Empty the caches, as vLLM does its own where weights may have changed."""
+        if self._followed is not None:
+            self._followed.forget()
 
     def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
         """Kept tokens of every image of the step, one [kept, width] tensor an image."""
@@ -146,7 +157,8 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
         text_ids: list[Tensor],
         orders: list[WorkOrder],
     ) -> list[Selection]:
-        assert self.litelvlm is not None
+        assert self._followed is not None
+        guidance = self._followed.up_to_date()
         metrics = worker_metrics() if get_tensor_model_parallel_rank() == 0 else None
         guidance_seconds = metrics.guidance_seconds if metrics is not None else None
         selection_seconds = metrics.selection_seconds if metrics is not None else None
@@ -154,11 +166,11 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
         device = pixel_values.device
         with self._stopwatch.time(guidance_seconds, device) as section:
             images = VllmImages(self, pixel_values, keys, section)
-            signals = self.litelvlm.signals(images, text_ids, needs)
+            signals = guidance.signals(images, text_ids, needs)
         if metrics is not None:
-            metrics.show_caches(self.litelvlm.feature_cache, self.litelvlm.text_cache)
+            metrics.show_caches(guidance.feature_cache, guidance.text_cache)
         with self._stopwatch.time(selection_seconds, device):
-            return prune(signals, orders, self.litelvlm.bases(signals, keys, orders))
+            return prune(signals, orders, guidance.bases(signals, keys, orders))
 
 
 def _items(field: object) -> list[Tensor]:

@@ -1,12 +1,15 @@
-"""vLLM's CLIP tower, opened between its blocks for methods that merge tokens there."""
+"""vLLM's CLIP tower, opened: its blocks one by one, and the weights of what they begin with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
-from vllm.distributed import tensor_model_parallel_all_reduce
+from vllm.distributed import tensor_model_parallel_all_gather, tensor_model_parallel_all_reduce
 from vllm.model_executor.models.clip import CLIPVisionTransformer
 
+from vllm_litelvlm.errors import WeightsError
 from vllm_litelvlm.pruning.base import to_device
 
 
@@ -59,3 +62,37 @@ class VllmTower:
         block = self.model.encoder.layers[layer]
         out: Tensor = hidden + block.mlp(block.layer_norm2(hidden))
         return out
+
+
+def attention_input(block: Any) -> dict[str, Tensor]:
+    """The weights of a CLIPEncoderLayer's first norm, query and key, as the block computes them.
+
+    Whole on every rank. A quantised projection, and one that vLLM has packed, are read by what they
+    make of unit vectors. Raises WeightsError where activations are quantised in fixed steps, which
+    would not return those.
+
+    Returns:
+        ``norm``, ``query`` and ``key``, each with ``.weight`` and ``.bias``, in any dtype.
+    """
+    attention, norm = block.self_attn, block.layer_norm1
+    linear = attention.qkv_proj
+    if getattr(linear, "input_scale", None) is not None:
+        raise WeightsError(
+            "The model's vision tower is quantised with static activation scales, which litelvlm "
+            "cannot see through. Leave the tower unquantised, or its activations dynamic."
+        )
+    width = len(norm.weight)
+    units = torch.eye(width, dtype=norm.weight.dtype, device=norm.weight.device)
+    weights = linear.quant_method.apply(linear, units, None).T
+    parts = {
+        "query.weight": weights.chunk(3)[0],
+        "key.weight": weights.chunk(3)[1],
+        "query.bias": linear.bias.chunk(3)[0],
+        "key.bias": linear.bias.chunk(3)[1],
+    }
+    if attention.tp_size > 1:  # each rank has some of the heads
+        parts = {
+            name: tensor_model_parallel_all_gather(part.contiguous(), dim=0)
+            for name, part in parts.items()
+        }
+    return {"norm.weight": norm.weight, "norm.bias": norm.bias, **parts}

@@ -1,7 +1,9 @@
 """Whether the plugin was asked for: command line, environment, activate()."""
 
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -173,3 +175,61 @@ def test_activate_works_where_vllm_plugins_names_the_plugin(
 def test_activation_error_is_one_of_ours_and_a_runtime_error() -> None:
     assert issubclass(ActivationError, LiteLVLMError)
     assert issubclass(ActivationError, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("told", "asked"),
+    [
+        ("plugin: litelvlm", True),
+        ("port: 8000\nplugin: [another, litelvlm]", True),
+        ("plugin: another", False),
+        ("plugins: litelvlm", False),
+        ("plugin:", False),
+        ("- plugin", False),
+        ("plugin: [", False),
+        ("", False),
+    ],
+)
+def test_config_file_activates_as_the_flag_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, asked: bool
+) -> None:
+    (tmp_path / "config.yaml").write_text(told)
+    sys.argv += ["--config", str(tmp_path / "config.yaml")]
+    argv = list(sys.argv)
+    assert is_active() is asked
+    assert sys.argv == argv
+    monkeypatch.setenv("VLLM_LITELVLM", "0")
+    assert not is_active()
+
+
+@pytest.mark.parametrize("last", [[], ["/nowhere.yaml"]])
+def test_config_file_that_is_not_there_is_left_to_vllm(last: list[str]) -> None:
+    sys.argv += ["--config", *last]
+    assert not is_active()
+
+
+def test_vllm_reads_its_config_file_without_our_name(tmp_path: Path) -> None:
+    program = """
+import sys, vllm_litelvlm
+from vllm_litelvlm import activation
+file = sys.argv.pop()
+sys.argv = ["vllm", "serve", "--config", file]
+vllm_litelvlm.register()
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+print(activation.is_active(), FlexibleArgumentParser().load_config_file(file))
+"""
+    file = tmp_path / "config.yaml"
+    for told, read in [
+        ("plugin: litelvlm\nport: 1", "['--port', '1']"),
+        ("plugin: [litelvlm, b]\nport: 1", "['--plugin', 'b', '--port', '1']"),
+    ]:
+        file.write_text(told)
+        for switch in ("", "0"):
+            done = subprocess.run(
+                [sys.executable, "-c", program, str(file)],
+                env={**os.environ, "VLLM_LITELVLM": switch},
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert done.stdout.splitlines()[-1] == f"{switch != '0'} {read}"

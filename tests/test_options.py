@@ -490,3 +490,45 @@ def test_number_of_too_many_digits_to_print_is_refused() -> None:
 def test_no_options_at_all_pass_a_server_that_takes_none() -> None:
     server = parse_server_options({"request_options": False, "budget": 64})
     assert parse_request_options({}, server) == server.defaults
+
+
+def test_variant_is_a_set_of_options_over_the_servers_own() -> None:
+    server = parse_server_options(
+        {
+            "budget": 96,
+            "focus": 0.25,
+            "method": "fovea",
+            "variants": {"fast": {"budget": 64}, "rough.2": {"method": "random", "seed": 3}},
+        }
+    )
+    fast = server.of("fast").defaults
+    assert (fast.budget, fast.method, fast.focus) == (64, "fovea", 0.25)
+    rough = server.of("rough.2").defaults
+    assert (rough.budget, rough.method, rough.focus) == (96, "random", 0)
+    assert rough.parameters == {"seed": 3}
+    assert server.of(None) is server
+    assert parse_request_options({"budget": 32}, server.of("rough.2")).parameters == {"seed": 3}
+    assert parse_request_options(None, server.of("fast")) == fast
+    assert ServerOptions.model_validate(server.model_dump()) == server
+
+
+@pytest.mark.parametrize(
+    ("variants", "sentence"),
+    [
+        ("fast", r"option 'variants' are 'fast'; allowed: an object of names to sets"),
+        ({"": {}}, r"has the name ''; allowed: .*letters, digits"),
+        ({"a:b": {}}, r"has the name 'a:b'; allowed: .*letters, digits"),
+        ({"fast": 64}, r"Variant 'fast': the options of litelvlm variant 'fast' are 64; allowed"),
+        ({"fast": {"budget": 0}}, r"Variant 'fast': litelvlm option 'budget' is 0; allowed"),
+        ({"fast": {"budget": 64, "guide": "?"}}, r"Variant 'fast': .* 'guide' is '\?'; allowed"),
+    ],
+)
+def test_variant_that_is_not_allowed_is_named(variants: object, sentence: str) -> None:
+    with pytest.raises(OptionsError, match=sentence):
+        parse_server_options({"variants": variants})
+
+
+def test_original_positions_of_any_variant_are_installed() -> None:
+    server = parse_server_options({"variants": {"boxes": {"positions": "original"}}})
+    assert server.original_positions
+    assert server.defaults.positions == "compact"

@@ -3,7 +3,8 @@
 vLLM loads *every* installed general plugin when ``VLLM_PLUGINS`` is unset, so being loaded is not
 being asked for. The plugin is active when one of these holds:
 
-* ``--plugin litelvlm`` stands on vLLM's own command line,
+* ``--plugin litelvlm`` stands on vLLM's own command line, or ``plugin: litelvlm`` in the file of
+  its ``--config``,
 * ``VLLM_PLUGINS`` names ``litelvlm``,
 * ``VLLM_LITELVLM=1``, which is what :func:`activate` and the command-line flag set for the child
   processes (the prefix ``VLLM_`` carries it to Ray workers too).
@@ -20,6 +21,7 @@ from vllm_litelvlm.errors import ActivationError
 PLUGIN_NAME = "litelvlm"
 SWITCH = "VLLM_LITELVLM"
 _FLAG = "--plugin"
+_CONFIG = "--config"
 
 
 def activate() -> None:
@@ -49,7 +51,9 @@ def is_active() -> bool:
     switch = os.environ.get(SWITCH, "")
     if switch not in ("", "0", "1"):
         raise ActivationError(f"{SWITCH} is {switch!r}; allowed: 1 (on), 0 (off) or unset.")
-    asked_on_command_line = is_vllm_command(sys.argv) and _take_flag(sys.argv)
+    asked_on_command_line = is_vllm_command(sys.argv) and (
+        _take_flag(sys.argv) or is_in_config_file(sys.argv)
+    )
     if switch == "0":
         return False
     named = os.environ.get("VLLM_PLUGINS", "").split(",")
@@ -63,6 +67,23 @@ def is_vllm_command(argv: list[str]) -> bool:
     """``vllm ...`` or ``python -m vllm.entrypoints...``: a user's own program keeps its flags."""
     program = Path(argv[0]) if argv else Path()
     return program.name == "vllm" or "vllm/entrypoints" in program.as_posix()
+
+
+def is_in_config_file(argv: list[str]) -> bool:
+    """Whether the file of vLLM's ``--config`` says ``plugin: litelvlm``, alone or in a list.
+
+    A file that cannot be read says nothing; vLLM will say so itself.
+    """
+    if not is_vllm_command(argv) or _CONFIG not in argv[:-1]:
+        return False
+    import yaml
+
+    try:
+        told = yaml.safe_load(Path(argv[argv.index(_CONFIG) + 1]).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    named = told.get(_FLAG.lstrip("-")) if isinstance(told, dict) else None
+    return PLUGIN_NAME in (named if isinstance(named, list) else [named])
 
 
 def _take_flag(argv: list[str]) -> bool:

@@ -1,8 +1,8 @@
 """What users may ask for: the only parser and validator of options.
 
 A request's options come from ``mm_processor_kwargs={"litelvlm": {...}}``, the server's from
-``--additional-config '{"litelvlm": {...}}'``. Whatever a request does not set, the server's
-options set, and whatever those do not set, the defaults below.
+``--additional-config '{"litelvlm": {...}}'``. Whatever a request does not set, the variant that
+it names sets, then the server's options, and whatever those do not set, the defaults below.
 
 Options fall in two groups. Those of :data:`COMMON_OPTIONS`, such as ``budget`` and ``texts``, are
 common to every method and live here. The rest belong to one method; they travel in
@@ -11,6 +11,7 @@ common to every method and live here. The rest belong to one method; they travel
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
@@ -28,6 +29,11 @@ _BUDGET = (
 )
 _TEXTS = "one non-empty text or a non-empty list of them"
 _METHODS = "a non-empty list of method names that requests may choose from, or null for all"
+_VARIANTS = (
+    'an object of names to sets of pruning options, such as {"fast": {"budget": 64}}; a name '
+    "consists of letters, digits, '.', '_' and '-'"
+)
+_VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class StrictModel(BaseModel):
@@ -129,6 +135,7 @@ class ServerOptions(StrictModel):
         0.25, ge=0, description="a number of GiB from 0 (no cache) for preprocessed images"
     )
     request_options: bool = Field(True, description="true or false")
+    variants: dict[str, PruningOptions] = Field(default_factory=dict, description=_VARIANTS)
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -140,9 +147,20 @@ class ServerOptions(StrictModel):
         return tuple(methods)
 
     @property
+    def sets(self) -> dict[str, PruningOptions]:
+        """Every set of options that the operator has written: defaults, under "", and variants."""
+        return {"": self.defaults, **self.variants}
+
+    @property
     def original_positions(self) -> bool:
         """Whether tokens can keep their own positions: what that takes is installed at start."""
-        return self.defaults.positions == "original"
+        return any(options.positions == "original" for options in self.sets.values())
+
+    def of(self, variant: str | None) -> "ServerOptions":
+        """The options of requests that name a variant, or none: their defaults are its."""
+        if variant is None:
+            return self
+        return self.model_copy(update={"defaults": self.variants[variant]})
 
     def check_request(self, options: PruningOptions, budget: int) -> None:
         """Raise OptionsError where a request's merged options leave the operator's bounds.
@@ -206,7 +224,8 @@ def parse_server_options(data: object) -> ServerOptions:
     own = {name: value for name, value in given.items() if name in SERVER_OPTIONS}
     pruning = {name: value for name, value in given.items() if name not in SERVER_OPTIONS}
     defaults = _parse_pruning_options(pruning, PruningOptions())
-    server = parse(ServerOptions, {**own, "defaults": defaults})
+    variants = _parse_variants(own.pop("variants", {}), defaults)
+    server = parse(ServerOptions, {**own, "defaults": defaults, "variants": variants})
     if server.max_budget is not None and server.max_budget < server.min_budget:
         raise OptionsError(
             f"litelvlm option 'max_budget' is {server.max_budget}; "
@@ -242,6 +261,22 @@ COMMON_OPTIONS = tuple(name for name in PruningOptions.model_fields if name != "
 SERVER_OPTIONS = tuple(name for name in ServerOptions.model_fields if name != "defaults")
 
 
+def _parse_variants(given: object, defaults: PruningOptions) -> dict[str, PruningOptions]:
+    """Every variant's options over the server's own."""
+    variants = {}
+    for name, options in _as_mapping(given, "litelvlm option 'variants'", _VARIANTS).items():
+        if not _VARIANT_NAME.fullmatch(name):
+            raise OptionsError(
+                f"litelvlm option 'variants' has the name {_shown(name)}; allowed: {_VARIANTS}."
+            )
+        what = f"the options of litelvlm variant {name!r}"
+        try:
+            variants[name] = _parse_pruning_options(_as_mapping(options, what), defaults)
+        except OptionsError as error:
+            raise OptionsError(f"Variant {name!r}: {error}") from None
+    return variants
+
+
 def _parse_pruning_options(given: Mapping[str, Any], base: PruningOptions) -> PruningOptions:
     common = {name: value for name, value in given.items() if name in COMMON_OPTIONS}
     own = {name: value for name, value in given.items() if name not in COMMON_OPTIONS}
@@ -253,12 +288,13 @@ def _parse_pruning_options(given: Mapping[str, Any], base: PruningOptions) -> Pr
     return parse(PruningOptions, {**inherited, **common, "parameters": parameters})
 
 
-def _as_mapping(data: object, what: str) -> Mapping[str, Any]:
+def _as_mapping(
+    data: object,
+    what: str,
+    allowed: str = 'an object such as {"budget": 128, "texts": ["the red car"]}',
+) -> Mapping[str, Any]:
     if not isinstance(data, Mapping) or not all(isinstance(key, str) for key in data):
-        raise OptionsError(
-            f"{what} are {_shown(data)}; allowed: an object such as "
-            '{"budget": 128, "texts": ["the red car"]}.'
-        )
+        raise OptionsError(f"{what} are {_shown(data)}; allowed: {allowed}.")
     return data
 
 

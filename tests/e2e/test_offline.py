@@ -1,14 +1,13 @@
 """The offline classes: chunked prefill, prefix caching, LoRA, AsyncLLM, other checkpoints."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.e2e.adapter import write_adapter
 from tests.e2e.reference import Reference
 from tests.e2e.runners import V1, V2, on_v1_alone
 from tests.e2e.workplace import PROMPT, QUESTION, Workplace, job
@@ -29,7 +28,7 @@ def test_chunked_prefill_prefix_caching_and_lora_work_with_pruning(
     tmp_path: Path,
     positions: str,
 ) -> None:
-    adapter = _write_adapter(tmp_path / "adapter", checkpoint)
+    adapter = write_adapter(tmp_path / "adapter", checkpoint)
     budgets = [150, 64, 192, 100]
     batch = [job(image, budget) for image, budget in zip(workplace.images, budgets, strict=True)]
     long_prompt = PROMPT.replace(QUESTION, QUESTION + " Tell me all about it." * 12)
@@ -95,30 +94,6 @@ def test_async_engine_serves_a_checkpoint_saved_by_transformers_5(
     assert answers == published
     for compact, original in zip(answers[0][::2], answers[0][1::2], strict=True):
         assert compact["logprobs"] != original["logprobs"]
-
-
-def _write_adapter(folder: Path, checkpoint: Checkpoint) -> Path:
-    """A LoRA adapter in PEFT's format on the language model's query projections."""
-    config = json.loads((checkpoint.llava / "config.json").read_text())["text_config"]
-    width, rank = config["hidden_size"], 4
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for layer in range(config["num_hidden_layers"]):
-        prefix = f"base_model.model.language_model.model.layers.{layer}.self_attn.q_proj"
-        tensors[f"{prefix}.lora_A.weight"] = torch.randn(rank, width, generator=generator)
-        tensors[f"{prefix}.lora_B.weight"] = torch.randn(width, rank, generator=generator)
-    folder.mkdir()
-    save_file(tensors, folder / "adapter_model.safetensors")
-    described = {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": rank,
-        "target_modules": ["q_proj"],
-        "task_type": "CAUSAL_LM",
-        "bias": "none",
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(described))
-    return folder
 
 
 def _without_vision_model_level(llava: Path, folder: Path) -> Path:

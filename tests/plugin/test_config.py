@@ -94,6 +94,15 @@ def test_rows_of_positions_are_asked_for_only_by_a_server_that_places_tokens(
         ({"methods": ["fastv"]}, "'fastv', which prunes inside the language model"),
         ({"methods": ["random"]}, "'method' is 'litelvlm'; this server allows random"),
         ({"method": "sparsevlm"}, "'sparsevlm', which prunes inside the language model"),
+        ({"variants": {"a": {"method": "magic"}}}, "Variant 'a': litelvlm option 'method' is 'mag"),
+        (
+            {"variants": {"a": {"budget": 600}}},
+            "Variant 'a': litelvlm option 'budget' is 600; allow",
+        ),
+        (
+            {"max_budget": 192, "variants": {"a": {"method": "keep-all"}}},
+            "Variant 'a': litelvlm option 'budget' comes to 576 tokens; this server allows 1 to 192",
+        ),
         ("128", "are '128'; allowed: an object"),
         ({"clip_model": "/nowhere"}, "No CLIP configuration at '/nowhere'"),
         ({"budget": 64}, "Name the CLIP checkpoint that it was taken from"),

@@ -163,7 +163,7 @@ def settle(turns: _Turns, server: dict[str, Any] | None = None, **options: Any) 
     )
     processor._texts = partial(LiteLVLMProcessor._texts, processor)
     try:
-        layout = LiteLVLMProcessor._lay_out(processor, options, [1, 7], 1, None)
+        layout = LiteLVLMProcessor._lay_out(processor, options, bounds, [1, 7], 1, None)
     except VLLMValidationError as error:
         raise OptionsError(str(error)) from None
     [item] = layout.items

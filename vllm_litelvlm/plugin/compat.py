@@ -14,6 +14,7 @@ from vllm_litelvlm.errors import CompatibilityError
 from vllm_litelvlm.options import OPTIONS_KEY
 from vllm_litelvlm.plugin.conversation import CONVERSATION_KEY, Conversation
 from vllm_litelvlm.plugin.trace import TRACE
+from vllm_litelvlm.plugin.variants import VARIANT_KEY, asked_variant
 from vllm_litelvlm.plugin.wrap import check_version, wrap
 
 
@@ -152,7 +153,7 @@ def _with_conversation(renderer: Any, conversation: Any, params: Any, prompt: An
 
 
 def _check_and_pass_on(stock: Callable[..., None]) -> Callable[..., None]:
-    """Refuse options that would silently do nothing, and hand on the conversation.
+    """Refuse options that would silently do nothing, and hand on what is known of the request.
 
     Every prompt comes by here once it is tokenized. The arguments of its multimodal processor,
     which a request sends, are what reaches ours.
@@ -166,7 +167,7 @@ def _check_and_pass_on(stock: Callable[..., None]) -> Callable[..., None]:
             target = extract_target_prompt(renderer.model_config, prompt)
             _refuse_unused_options(renderer.model_config.architectures, target)
             if _is_ours(renderer):
-                _pass_on_conversation(target)
+                _pass_on(target)
 
     return apply_prompt_extras
 
@@ -192,11 +193,17 @@ def _refuse_unused_options(architectures: Sequence[str], prompt: Any) -> None:
         )
 
 
-def _pass_on_conversation(prompt: Any) -> None:
+def _pass_on(prompt: Any) -> None:
+    """Hand the processor what this front end knows of the request; no client can."""
     given = dict(prompt.get("mm_processor_kwargs") or {})
-    given.pop(CONVERSATION_KEY, None)  # no client's affair
-    if CONVERSATION_KEY in prompt:
-        given[CONVERSATION_KEY] = prompt.pop(CONVERSATION_KEY)
+    known = {
+        CONVERSATION_KEY: prompt.pop(CONVERSATION_KEY, None),
+        VARIANT_KEY: asked_variant() if prompt.get("multi_modal_data") else None,
+    }
+    for key, value in known.items():
+        given.pop(key, None)
+        if value is not None:
+            given[key] = value
     if given or "mm_processor_kwargs" in prompt:
         prompt["mm_processor_kwargs"] = given
 

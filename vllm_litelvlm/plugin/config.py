@@ -104,6 +104,14 @@ def guidance_config(config: Any) -> GuidanceConfig:
     )
 
 
+def served_variants(model_config: ModelConfig) -> tuple[str, ...]:
+    """The names of a model's variants; none of a model that is not ours."""
+    carried = getattr(model_config.hf_config, CONFIG_KEY, None)
+    if not isinstance(carried, dict) or "server" not in carried:
+        return ()
+    return tuple(carried["server"]["variants"])
+
+
 def position_limit(model_config: ModelConfig) -> int:
     """How many positions the language model's rotary embedding has at least."""
     text = model_config.hf_config.text_config
@@ -167,11 +175,14 @@ def _install_positions(vllm_config: VllmConfig) -> None:
 
 
 def _check_defaults(server: ServerOptions, patches: int) -> None:
-    """A default that every request would be refused for is an error at start."""
+    """A default that every request would be refused for is an error at start, a variant too."""
     for method in server.methods or ():
         pruner_class(method)  # one that is unknown is refused
-    defaults = server.defaults
-    build_pruner(defaults.method, defaults.parameters, (*COMMON_OPTIONS, *SERVER_OPTIONS))
-    plan = Plan.decide(defaults, patches)
-    settle_focus(defaults, plan.pruner, plan.budget)
-    server.check_request(defaults, plan.budget)
+    for name, options in server.sets.items():
+        try:
+            build_pruner(options.method, options.parameters, (*COMMON_OPTIONS, *SERVER_OPTIONS))
+            plan = Plan.decide(options, patches)
+            settle_focus(options, plan.pruner, plan.budget)
+            server.check_request(options, plan.budget)
+        except OptionsError as error:
+            raise OptionsError(f"Variant {name!r}: {error}" if name else str(error)) from None

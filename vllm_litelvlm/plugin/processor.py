@@ -22,7 +22,12 @@ from vllm.multimodal.processing.context import TimingContext
 from vllm.renderers.hf import resolve_chat_template
 
 from vllm_litelvlm.errors import OptionsError
-from vllm_litelvlm.options import OPTIONS_KEY, PruningOptions, parse_request_options
+from vllm_litelvlm.options import (
+    OPTIONS_KEY,
+    PruningOptions,
+    ServerOptions,
+    parse_request_options,
+)
 from vllm_litelvlm.plugin import metrics
 from vllm_litelvlm.plugin.config import guidance_config, position_limit
 from vllm_litelvlm.plugin.conversation import CONVERSATION_KEY, Conversation
@@ -32,6 +37,7 @@ from vllm_litelvlm.plugin.pixels import Picture, PixelCache, as_field
 from vllm_litelvlm.plugin.plan import Plan, WorkOrder
 from vllm_litelvlm.plugin.profile import Profile
 from vllm_litelvlm.plugin.turns import Turn
+from vllm_litelvlm.plugin.variants import VARIANT_KEY
 from vllm_litelvlm.pruning.registry import check_texts, method_names, pruner_class, settle_focus
 from vllm_litelvlm.vision.text import ClipTextTokenizer
 
@@ -89,11 +95,12 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         others = dict(inputs.hf_processor_mm_kwargs)
         conversation = others.pop(CONVERSATION_KEY, None)
         asked = others.pop(OPTIONS_KEY, None)
+        server = self._guidance.server.of(others.pop(VARIANT_KEY, None))
         pictures = self._pictures(inputs, others)
         if isinstance(asked, Plan):  # vLLM's memory profile
             layout = one_layer(inputs.prompt, len(pictures), asked)
         else:
-            layout = self._lay_out(asked, inputs.prompt, len(pictures), conversation)
+            layout = self._lay_out(asked, server, inputs.prompt, len(pictures), conversation)
         chosen = [pictures[item.image] for item in layout.items]
         return super().apply(
             dataclasses.replace(
@@ -129,10 +136,14 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         ]
 
     def _lay_out(
-        self, asked: object, prompt: list[int], images: int, conversation: Conversation | None
+        self,
+        asked: object,
+        server: ServerOptions,
+        prompt: list[int],
+        images: int,
+        conversation: Conversation | None,
     ) -> Layout:
         """Where what is kept of each image stands in the prompt, and why it is kept."""
-        server = self._guidance.server
         try:
             options = parse_request_options(asked, server)
             plan = Plan.decide(options, self._patches)
@@ -208,7 +219,7 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         """
         inputs = super().get_dummy_inputs(*args, **kwargs)
         server = self._guidance.server
-        methods = [server.defaults.method]
+        methods = sorted({options.method for options in server.sets.values()})
         if server.request_options:
             methods = [*(server.methods or method_names())]
         budget = min(self._patches, server.max_budget or self._patches)

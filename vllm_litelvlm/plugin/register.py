@@ -6,7 +6,7 @@ from types import TracebackType
 
 from vllm_litelvlm.activation import is_vllm_command
 from vllm_litelvlm.errors import LiteLVLMError
-from vllm_litelvlm.plugin import compat, metrics
+from vllm_litelvlm.plugin import compat, metrics, variants
 
 #: Architecture in a checkpoint's config.json to the class that serves it.
 MODELS = {"LlavaForConditionalGeneration": "vllm_litelvlm.plugin.models.llava:LiteLVLMLlava"}
@@ -18,6 +18,7 @@ def install() -> None:
     Raises CompatibilityError on a vLLM that is not supported.
     """
     compat.install()
+    variants.install()
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 

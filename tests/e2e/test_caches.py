@@ -232,6 +232,9 @@ def test_memory_profile_sees_as_many_images_as_a_step_holds_and_every_method(
     assert found["projected"] == [[images, 576, 64], [images * 576, 64]]
     assert (found["kept"], found["queries"]) == (0, 0)
     assert found["cache_bytes"] == 2**29 // IMAGE_BYTES * IMAGE_BYTES
+    # Then fifteen requests in one step, whose budgets are most of them small.
+    assert max(found["served"]["tower"]) == max(found["served"]["guidance"]) == images
+    assert sum(found["served"]["tower"]) == 15
 
 
 @on_v1_alone

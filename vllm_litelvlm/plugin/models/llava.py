@@ -60,6 +60,10 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
         self.litelvlm_last_position = position_limit(vllm_config.model_config) - 1
         if self._guidance_config.server.original_positions and current_platform.is_cpu():
             mend_cpu_runner()
+        #: Images that go through tower and guidance together. vLLM's scheduler counts what is kept
+        #: of them, so a step may have more than the memory profile saw, which sets this.
+        step = vllm_config.scheduler_config.max_num_encoder_input_tokens
+        self._at_once = max(1, step // self.litelvlm_patches)
         #: None where images are not served, and so the next.
         self.litelvlm: Guidance | None = None
         self._followed: FollowedWeights | None = None
@@ -117,6 +121,20 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
         assert len(orders) == len(text_ids) == len(keys) == len(pixel_values)
         if any(isinstance(order.pruner, Profile) for order in orders):
             return self._profile(pixel_values, text_ids, orders)
+        embeddings: list[Tensor] = []
+        for start in range(0, len(orders), self._at_once):
+            some = slice(start, start + self._at_once)
+            embeddings += self._embed(pixel_values[some], keys[some], text_ids[some], orders[some])
+        return embeddings
+
+    def _embed(
+        self,
+        pixel_values: Tensor,
+        keys: list[bytes],
+        text_ids: list[Tensor],
+        orders: list[WorkOrder],
+    ) -> Sequence[Tensor] | Tensor:
+        """The tokens of as many images as memory is there for."""
         selections = self._select(pixel_values, keys, text_ids, orders)
         trace_selections(orders, text_ids, selections, self.litelvlm_patches)
         return self._finished(self._project(selections), orders, selections)
@@ -126,7 +144,7 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
         embeddings: Sequence[Tensor] | Tensor,
         orders: list[WorkOrder],
         selections: list[Selection] | None = None,
-    ) -> MultiModalEmbeddings:
+    ) -> Sequence[Tensor] | Tensor:
         """Tokens as the runner takes them: with their places, where it asks for those."""
         if not self._guidance_config.server.original_positions:
             return embeddings
@@ -137,6 +155,7 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
     ) -> MultiModalEmbeddings:
         """Run vLLM's memory profile, whose images are one and the same, as if they were not."""
         assert self.litelvlm is not None
+        self._at_once = len(orders)
         keys = [number.to_bytes(4, "little") for number in range(len(orders))]
         selections = self._select(pixel_values, keys, text_ids, orders)
         embeddings = self._finished(self._project(selections), orders, selections)

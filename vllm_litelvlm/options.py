@@ -162,6 +162,10 @@ class ServerOptions(StrictModel):
             return self
         return self.model_copy(update={"defaults": self.variants[variant]})
 
+    def highest_budget(self, patches: int) -> int:
+        """The most tokens that a request may ask for of an image of ``patches`` tokens."""
+        return min(patches, self.max_budget or patches)
+
     def check_request(self, options: PruningOptions, budget: int) -> None:
         """Raise OptionsError where a request's merged options leave the operator's bounds.
 

@@ -183,3 +183,14 @@ def test_rust_front_end_is_refused(checkpoint: Checkpoint, monkeypatch: pytest.M
 def test_server_options_in_the_wrong_place_are_refused(checkpoint: Checkpoint) -> None:
     with pytest.raises(Exception, match="--additional-config"):
         build(checkpoint, mm_processor_kwargs={"litelvlm": {"budget": 64}})
+
+
+def test_image_that_no_step_has_room_for_is_told_with_the_option_that_helps(
+    checkpoint: Checkpoint,
+) -> None:
+    narrow = {"max_num_batched_tokens": 256, "max_num_seqs": 4, "disable_chunked_mm_input": True}
+    told = "may keep 576 tokens.*--max-num-batched-tokens is 256.*'max_budget' to 256 or less"
+    with pytest.raises(CompatibilityError, match=told):
+        build(checkpoint, **narrow)
+    bounded = {"clip_model": str(checkpoint.clip), "max_budget": 256}
+    assert build(checkpoint, bounded, **narrow).scheduler_config.max_num_batched_tokens == 256

@@ -316,6 +316,28 @@ def test_template_that_labels_no_user_keeps_its_own_words_out(tokenizer: Any) ->
     ]
 
 
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        ({"user": "", "assistant": "The answer: "}, ["A cup?", "Yes. A dog?"]),
+        ({"user": "The question: ", "assistant": ""}, ["A cup? Yes.", "A dog?"]),
+        ({"user": "", "assistant": ""}, ["A cup? Yes. A dog?"]),
+    ],
+)
+def test_template_that_labels_one_speaker_keeps_the_label_out(
+    tokenizer: Any, label: dict[str, str], said: list[str]
+) -> None:
+    template = (
+        "Look at this. {% for m in messages %}{{ "
+        f"{label}[m['role']]"
+        " }}{{ m['content'] }}\n{% endfor %}"
+    )
+    turns = [("user", "<image>\nA cup?"), ("assistant", "Yes."), ("user", "A dog?")]
+    prompt = rendered(tokenizer, template, *turns)
+    one = reader(tokenizer, template)
+    assert one.texts(prompt) == [turn.text for turn in one.turns(prompt)] == said
+
+
 def test_texts_of_the_turns_are_the_texts(tokenizer: Any) -> None:
     for template in TEMPLATES.values():
         prompt = rendered(

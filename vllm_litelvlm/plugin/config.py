@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm import envs
-from vllm.config import CacheConfig, ModelConfig, VllmConfig
+from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
@@ -65,7 +65,9 @@ class LiteLVLMConfigHook(VerifyAndUpdateConfig):
         given = additional.get(OPTIONS_KEY) if isinstance(additional, dict) else None
         server = parse_server_options(given)
         tower = config.vision_config
-        _check_defaults(server, patch_count(tower))
+        patches = patch_count(tower)
+        _check_defaults(server, patches)
+        _check_step(vllm_config.scheduler_config, server.highest_budget(patches))
         clip_model = find_clip_model(server.clip_model, config, model_config.model)
         clip_config = read_clip_config(clip_model, tower)
         if Path(clip_model).is_dir():
@@ -136,6 +138,17 @@ def _check_engine(vllm_config: VllmConfig) -> None:
         raise OptionsError(
             "litelvlm options for the whole server go in "
             "--additional-config '{\"litelvlm\": {...}}', not in --mm-processor-kwargs."
+        )
+
+
+def _check_step(scheduler: SchedulerConfig, highest: int) -> None:
+    """vLLM refuses an image that no step has room for without saying what an image comes to."""
+    room = scheduler.max_num_batched_tokens
+    if scheduler.disable_chunked_mm_input and highest > room:
+        raise CompatibilityError(
+            f"An image may keep {highest} tokens, which --disable-chunked-mm-input wants in one "
+            f"step; --max-num-batched-tokens is {room}. Raise that, or set the litelvlm option "
+            f"'max_budget' to {room} or less."
         )
 
 

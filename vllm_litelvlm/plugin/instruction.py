@@ -54,7 +54,7 @@ class TemplateReader:
     def user_turns(self, text: str) -> list[slice] | None:
         """The user's turns in a collapsed text, or None where it does not follow the template.
 
-        One turn, of all that is said, where the template does not label who speaks.
+        Where the template does not label every change of speaker, what stands between its labels.
         """
         if not text.endswith(self.ending):
             return None
@@ -63,7 +63,7 @@ class TemplateReader:
         if start is None or start > end:
             return None
         if not (self.to_answer and self.to_user):
-            return [slice(start, end)]
+            return _parted(text, self.to_answer or self.to_user, start, end)
         turns = []
         while True:
             answer = text.find(self.to_answer, start, end)
@@ -144,6 +144,15 @@ class InstructionReader:
 
     def _words(self, text: str) -> str:
         return without_special_tokens(text, self._tokenizer.all_special_tokens)
+
+
+def _parted(text: str, label: str, start: int, end: int) -> list[slice]:
+    """The parts of ``text[start:end]`` that a label leaves; one, where it is empty."""
+    parts = []
+    while label and (found := text.find(label, start, end)) >= 0:
+        parts.append(slice(start, found))
+        start = found + len(label)
+    return [*parts, slice(start, end)]
 
 
 def _between(

@@ -222,7 +222,7 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         methods = sorted({options.method for options in server.sets.values()})
         if server.request_options:
             methods = [*(server.methods or method_names())]
-        budget = min(self._patches, server.max_budget or self._patches)
+        budget = server.highest_budget(self._patches)
         filler = " a" * (self._guidance.text_tokens - 6)  # start, end, and four digits
         texts = tuple(f"{number:04d}{filler}" for number in range(server.max_texts))
         plan = Plan(Profile.name, {"methods": methods}, budget, texts)

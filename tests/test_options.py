@@ -294,11 +294,11 @@ def test_parameter_of_a_method_is_refused_by_naming_it(
     [
         (
             "litelvlm",
-            "budget, context, direction, focus, guidance, guide, method, order, positions, "
+            "budget, context, direction, focus, frame, guidance, guide, method, order, positions, "
             "share, texts, variant",
         ),
-        ("random", "budget, focus, guide, method, positions, seed, texts"),
-        ("keep-all", "budget, focus, guide, method, positions, texts"),
+        ("random", "budget, focus, frame, guide, method, positions, seed, texts"),
+        ("keep-all", "budget, focus, frame, guide, method, positions, texts"),
     ],
 )
 def test_unknown_option_is_refused_by_naming_those_of_the_method(method: str, allowed: str) -> None:

@@ -71,6 +71,13 @@ class PruningOptions(StrictModel):
             "consecutive positions, or each at its place in the whole image"
         ),
     )
+    frame: Literal["crop", "pad"] = Field(
+        "crop",
+        description=(
+            '"crop" or "pad": whether the model sees the middle square of a picture, as its '
+            "processor cuts it, or all of it, padded to a square with the processor's mean colour"
+        ),
+    )
     parameters: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("budget", mode="before")
@@ -93,19 +100,21 @@ class PruningOptions(StrictModel):
             raise ValueError(_TEXTS)
         return tuple(_valid_unicode(text) for text in listed)
 
-    def budget_tokens(self, patches: int) -> int:
+    def budget_tokens(self, patches: int, shown: int | None = None) -> int:
         """The budget in tokens for an image of ``patches`` tokens; a fraction rounds half up.
 
-        Raises OptionsError when a count exceeds ``patches``.
+        ``shown``: how many of them are no padding. A fraction is one of these, and a count of more
+        is all of them. Raises OptionsError when a count exceeds ``patches``.
         """
+        shown = patches if shown is None else shown
         if isinstance(self.budget, float):
-            return max(1, math.floor(self.budget * patches + 0.5))
+            return max(1, math.floor(self.budget * shown + 0.5))
         if self.budget > patches:
             raise OptionsError(
                 f"litelvlm option 'budget' is {_shown(self.budget)}; allowed: at most {patches}, "
                 "the number of this image's visual tokens (which keeps them all)."
             )
-        return self.budget
+        return min(self.budget, shown)
 
 
 class ServerOptions(StrictModel):

@@ -101,7 +101,7 @@ def judge(sample: Sample, text: str) -> Judged:
 
 def made_up(images: int = 4) -> Task:
     dataset: Dataset = MadeUpDataset(images)  # type: ignore[assignment]
-    return Task(dataset, judge, lambda sample: "word 0")
+    return Task(dataset, judge, lambda sample: "word 0", lambda text: text != "no box", "a box")
 
 
 def silent() -> Console:

@@ -247,24 +247,28 @@ def test_counts_below_one_are_refused(folder: Path, option: str) -> None:
     ],
 )
 def test_written_box_is_read_or_none(text: str, box: tuple[float, ...] | None) -> None:
-    assert parse_box(text, (200, 100)) == box
+    assert parse_box(text, (0, 0, 200, 100)) == box
 
 
 def test_box_is_read_as_it_was_written() -> None:
-    text = write_box((50, 25, 150, 100), (200, 100))
+    text = write_box((50, 25, 150, 100), (0, 0, 200, 100))
     assert text == "[0.25, 0.25, 0.75, 1.00]"
-    assert parse_box(text, (200, 100)) == (50, 25, 150, 100)
+    assert parse_box(text, (0, 0, 200, 100)) == (50, 25, 150, 100)
 
 
 def test_set_is_evaluated_by_the_overlap_of_boxes(folder: Path) -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    arguments = ["--model=m", "--dataset=refcoco", f"--data={folder}", "--per-image=3"]
-    task = load_task(Settings.of(parser.parse_args(arguments)))
+    arguments = ["--url=http://nowhere", "--dataset=refcoco", f"--data={folder}", "--per-image=3"]
+    task = load_task(Settings.of(parser.parse_args([*arguments, "--frame=pad"])))
     cup, *_ = samples = list(task.dataset)
     assert len(samples) == 4
-    assert task.judge(cup, "[0.1, 0.1, 0.3, 0.35]") == Judged(1, pytest.approx(1))
-    assert task.judge(cup, "[0.1, 0.1, 0.2, 0.35]") == Judged(0, pytest.approx(0.5))
+    assert (WIDTH, HEIGHT) == (60, 40)  # padded by 10 above and below
+    assert task.judge(cup, f"[0.1, {14 / 60}, 0.3, 0.4]") == Judged(1, pytest.approx(1))
+    assert task.judge(cup, f"[0.1, {14 / 60}, 0.2, 0.4]") == Judged(0, pytest.approx(0.5))
+    # The middle is cropped unless something else is said: 10 at the left and right are not seen.
+    cropped = load_task(Settings.of(parser.parse_args(arguments)))
+    assert cropped.judge(cup, "[0, 0.1, 0.2, 0.35]").iou == pytest.approx(8 / 12)
     assert task.judge(cup, "on the left") == Judged(0, 0)
     assert task.judge(cup, task.guess(cup)).score == 0
     assert task.max_tokens(cup) > 32

@@ -29,7 +29,16 @@ def plan(budget: int = 64) -> Plan:
 def lay_out(
     prompt: list[int], found: list[Call], *, budget: int = 64, focus: int = 16, block: int = 0
 ) -> Layout:
-    return two_layers(prompt, IMAGE, plan(budget), found, focus=focus, patches=PATCHES, block=block)
+    images = prompt.count(IMAGE)
+    return two_layers(
+        prompt,
+        IMAGE,
+        [plan(budget)] * images,
+        found,
+        focuses=[focus] * images,
+        patches=PATCHES,
+        block=block,
+    )
 
 
 def drawn(layout: Layout) -> str:
@@ -49,7 +58,7 @@ def drawn(layout: Layout) -> str:
 
 
 def test_one_layer_leaves_the_prompt_as_it_is() -> None:
-    layout = one_layer([1, IMAGE, 2, IMAGE], 2, plan())
+    layout = one_layer([1, IMAGE, 2, IMAGE], [plan()] * 2)
     assert drawn(layout) == "1 W0:64 2 W1:64"
     assert layout.items[0] == Item(0, plan())
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from vllm.exceptions import VLLMValidationError
 
 from vllm_litelvlm import __version__
 from vllm_litelvlm.errors import OptionsError
@@ -94,6 +93,7 @@ def test_json_is_canonical_and_plain_ascii() -> None:
         "parameters": {"a": None, "b": 1},
         "texts": ["赤い \ufffd"],
         "version": __version__,
+        "window": None,
     }
 
 
@@ -162,10 +162,8 @@ def settle(turns: _Turns, server: dict[str, Any] | None = None, **options: Any) 
         _reader=turns,
     )
     processor._texts = partial(LiteLVLMProcessor._texts, processor)
-    try:
-        layout = LiteLVLMProcessor._lay_out(processor, options, bounds, [1, 7], 1, None)
-    except VLLMValidationError as error:
-        raise OptionsError(str(error)) from None
+    asked = parse_request_options(options, bounds)
+    layout = LiteLVLMProcessor._lay_out(processor, asked, bounds, [1, 7], [None], None)
     [item] = layout.items
     return item.plan
 

@@ -13,6 +13,7 @@ from vllm_litelvlm.errors import OptionsError
 from vllm_litelvlm.evaluation.decoder_walk import DecoderWalk, Prompt
 from vllm_litelvlm.evaluation.tower import HfImages
 from vllm_litelvlm.vision.checkpoint import check_tower
+from vllm_litelvlm.vision.frame import Frame, padded
 
 
 class HfLlava:
@@ -45,9 +46,11 @@ class HfLlava:
         """The language model, layer by layer. Raises CompatibilityError for other than Llama."""
         return DecoderWalk(self.model.model.language_model, self.model.lm_head, self._end_tokens)
 
-    def images(self, image: Image.Image) -> HfImages:
+    def images(self, image: Image.Image, frame: Frame = "crop") -> HfImages:
         """One image, ready for the vision tower."""
-        inputs = self._processor.image_processor(image.convert("RGB"), return_tensors="pt")
+        processor = self._processor.image_processor
+        square = padded(image, processor.image_mean) if frame == "pad" else image.convert("RGB")
+        inputs = processor(square, return_tensors="pt")
         return HfImages(self.model, inputs["pixel_values"].to(self.device, self.model.dtype))
 
     def prompt(

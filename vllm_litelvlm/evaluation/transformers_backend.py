@@ -24,6 +24,7 @@ from vllm_litelvlm.pruning.registry import (
     settle,
 )
 from vllm_litelvlm.vision.checkpoint import find_clip_model, read_clip_config
+from vllm_litelvlm.vision.frame import Frame, window
 from vllm_litelvlm.vision.guidance import Guidance
 from vllm_litelvlm.vision.text import ClipTextTokenizer
 from vllm_litelvlm.vision.weights import ClipWeights
@@ -82,17 +83,26 @@ class TransformersBackend:
 
     @torch.no_grad()
     def signals(
-        self, image: Image.Image, texts: Sequence[str], needs: frozenset[Signal]
+        self,
+        image: Image.Image,
+        texts: Sequence[str],
+        needs: frozenset[Signal],
+        frame: Frame = "crop",
     ) -> Signals:
         """What methods go by: of one image and any number of texts."""
         ids = self._text_tokenizer(texts) if texts else torch.zeros(0, 1, dtype=torch.int32)
-        return self._guidance.signals(self._llava.images(image), [ids], needs)
+        return self._guidance.signals(self._llava.images(image, frame), [ids], needs)
 
     @torch.no_grad()
     def _answer(self, question: Question) -> Answer:
         options = parse_request_options(question.options, ServerOptions())
         if options.method not in decoder_method_names():
             return self._prune_before(question, options)
+        if options.frame == "pad":
+            raise OptionsError(
+                f"litelvlm option 'frame' is 'pad', but method {options.method!r} prunes inside "
+                "the language model, which then sees the padding. Choose 'crop', or another method."
+            )
         patches = self.grid**2
         pruner = build_decoder_pruner(options.method, options.parameters)
         budget = options.budget_tokens(patches)
@@ -107,11 +117,13 @@ class TransformersBackend:
                 f"litelvlm option 'focus' is {options.focus}, but transformers gives an image's "
                 "tokens in one layer; leave it out, or ask the engine or a server."
             )
-        pruner, budget = settle(options, self.grid**2)
+        seen = window(question.image.size, self.grid) if options.frame == "pad" else None
+        pruner, budget = settle(options, self.grid**2, seen)
         texts = options.texts or tuple(filter(None, [question.prompt.strip()]))
         check_texts(pruner.name, texts)
-        signals = self.signals(question.image, texts if pruner.reads_text else (), pruner.needs)
-        [selection] = prune(signals, [Order(pruner, budget)], [None])
+        guiding = texts if pruner.reads_text else ()
+        signals = self.signals(question.image, guiding, pruner.needs, options.frame)
+        [selection] = prune(signals, [Order(pruner, budget, window=seen)], [None])
         places, offsets = pruner.places(self.grid**2), None
         if options.positions == "original":
             offsets = selection.indices - places.start

@@ -78,18 +78,18 @@ def calls(turns: Sequence[Turn], options: PruningOptions, most: int) -> list[Cal
     ]
 
 
-def one_layer(prompt: Sequence[int], images: int, plan: Plan) -> Layout:
-    """Every image with all of its tokens where the prompt has it."""
-    return Layout(list(prompt), [Item(image, plan) for image in range(images)])
+def one_layer(prompt: Sequence[int], plans: Sequence[Plan]) -> Layout:
+    """Every image with all of its tokens where the prompt has it; ``plans``: one an image."""
+    return Layout(list(prompt), [Item(image, plan) for image, plan in enumerate(plans)])
 
 
 def two_layers(
     prompt: Sequence[int],
     image_token: int,
-    plan: Plan,
+    plans: Sequence[Plan],
     calls: Sequence[Call],
     *,
-    focus: int,
+    focuses: Sequence[int],
     patches: int,
     block: int,
 ) -> Layout:
@@ -101,19 +101,20 @@ def two_layers(
     Args:
         prompt: token ids, with one ``image_token`` an image.
         image_token: the placeholder's id.
-        plan: of an image; base and first focus together have its budget.
+        plans: one an image; base and first focus together have its budget.
         calls: in the order of their places.
-        focus: tokens of a focus, where its base ends at no block.
+        focuses: tokens of each image's focus, where its base ends at no block; an image with none
+            has all of its tokens in one layer.
         patches: of an image.
         block: tokens of a block of the KV cache; 0 where none is kept.
     """
-    page = _Page(image_token, plan, patches)
+    page = _Page(image_token, plans, focuses, patches)
     waiting = list(calls)
     for place, token in enumerate(prompt):
         while waiting and waiting[0].place <= place:
             page.answer(waiting.pop(0))
         if token == image_token:
-            page.add_image(_base_tokens(page.tokens, plan.budget, focus, block))
+            page.add_image(block)
         else:
             page.add_token(token)
     for call in waiting:
@@ -124,8 +125,11 @@ def two_layers(
 class _Page:
     """A prompt that is being laid out in two layers."""
 
-    def __init__(self, image_token: int, plan: Plan, patches: int) -> None:
-        self._image_token, self._plan, self._patches = image_token, plan, patches
+    def __init__(
+        self, image_token: int, plans: Sequence[Plan], focuses: Sequence[int], patches: int
+    ) -> None:
+        self._image_token, self._patches = image_token, patches
+        self._plans, self._focuses = plans, focuses
         self.prompt: list[int] = []
         self.items: list[Item] = []
         #: What the prompt comes to, with all tokens of its items.
@@ -138,16 +142,21 @@ class _Page:
         self.prompt.append(token)
         self.tokens += 1
 
-    def add_image(self, base: int) -> None:
-        self._room += self._patches
+    def add_image(self, block: int) -> None:
+        image = len(self._bases)
+        plan, focus = self._plans[image], self._focuses[image]
+        self._room += self._patches if plan.window is None else plan.window.patches
+        base = _base_tokens(self.tokens, plan.budget, focus, block) if focus else plan.budget
         self._bases.append(base)
-        self._add(Item(len(self._bases) - 1, self._plan.base_of(base)))
+        self._add(Item(image, plan.base_of(base) if focus else plan))
 
     def answer(self, call: Call) -> None:
         """Add a focus on as many of the newest images as there is room for."""
         room, chosen = self._room, []
         for image in reversed(range(self._focused if call.only_new else 0, len(self._bases))):
-            item = Item(image, self._plan.focus_on(call.texts, self._bases[image]))
+            if not self._focuses[image]:
+                continue
+            item = Item(image, self._plans[image].focus_on(call.texts, self._bases[image]))
             room -= item.plan.count
             if room < 0:
                 break

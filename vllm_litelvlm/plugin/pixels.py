@@ -6,13 +6,15 @@ with its text: under another text it would have the same image preprocessed agai
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 from vllm.multimodal.media import MediaWithBytes
 
 from vllm_litelvlm.plugin.metrics import count_pixels
+from vllm_litelvlm.pruning.window import Window
+from vllm_litelvlm.vision.frame import as_image, padded, window
 
 #: How many of the names that clients gave to images are remembered.
 _NAMES = 16_384
@@ -26,19 +28,33 @@ class Picture:
         name: what the client calls it, if anything.
         digest: hashes what is given together with all else that pixels depend on.
         kept: where pixels may be, under what was sent with the name before.
+        padding: the colour to pad to a square with, RGB from 0 to 1; None where it is cropped.
+        grid: patches a side.
     """
 
     def __init__(
-        self, image: object, name: str | None, digest: Callable[..., str], kept: "PixelCache"
+        self,
+        image: object,
+        name: str | None,
+        digest: Callable[..., str],
+        kept: "PixelCache",
+        padding: Sequence[float] | None = None,
+        grid: int = 1,
     ) -> None:
-        self._image, self._digest = image, digest
-        self.name = None if name is None else digest(name=name)
-        self._known = kept.key_of(self.name) if image is None and self.name is not None else None
+        self._image = image.media if isinstance(image, MediaWithBytes) else image
+        self._padding, self._given = padding, image
+        self._digest = digest if padding is None else partial(digest, padding=list(padding))
+        self.name = None if name is None else self._digest(name=name)
+        self._known = kept.known(self.name) if image is None and self.name is not None else None
+        #: The patches that show it, where padding is all that others show.
+        self.window = self._known[1] if self._known is not None else None
+        if padding is not None and self._image is not None:
+            self.window = window(as_image(self._image).size, grid)
 
     @cached_property
     def key(self) -> bytes:
         """Pictures of equal keys have equal pixels."""
-        return self._known or bytes.fromhex(self._digest(image=self._image))
+        return self._known[0] if self._known else bytes.fromhex(self._digest(image=self._given))
 
     @property
     def identity(self) -> str:
@@ -53,7 +69,7 @@ class Picture:
     @property
     def image(self) -> object:
         """What is to be preprocessed."""
-        return self._image.media if isinstance(self._image, MediaWithBytes) else self._image
+        return self._image if self._padding is None else padded(self._image, self._padding)
 
 
 class PixelCache:
@@ -67,7 +83,7 @@ class PixelCache:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._pixels: OrderedDict[bytes, Tensor] = OrderedDict()
-        self._names: OrderedDict[str, bytes] = OrderedDict()
+        self._names: OrderedDict[str, tuple[bytes, Window | None]] = OrderedDict()
 
     def get(
         self, pictures: Sequence[Picture], preprocess: Callable[[list[int]], Tensor]
@@ -88,16 +104,16 @@ class PixelCache:
             self._keep(key, there[key])
         for picture in pictures:
             if picture.name is not None:
-                self._names[picture.name] = picture.key
+                self._names[picture.name] = picture.key, picture.window
                 self._names.move_to_end(picture.name)
                 if len(self._names) > _NAMES:
                     self._names.popitem(last=False)
         return [there[key] for key in keys]
 
-    def key_of(self, name: str) -> bytes | None:
-        """The key of the picture that last had a name, if its pixels are still there."""
-        key = self._names.get(name)
-        return key if key in self._pixels else None
+    def known(self, name: str) -> tuple[bytes, Window | None] | None:
+        """Key and window of the picture that last had a name, if its pixels are still there."""
+        found = self._names.get(name)
+        return found if found is not None and found[0] in self._pixels else None
 
     def clear(self) -> None:
         """Forget all pixels and names."""

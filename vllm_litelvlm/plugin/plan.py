@@ -22,14 +22,15 @@ from vllm_litelvlm.pruning.base import Pruner
 from vllm_litelvlm.pruning.keep_all import KeepAll
 from vllm_litelvlm.pruning.order import Layer, Order
 from vllm_litelvlm.pruning.registry import build_pruner, method_version, settle
+from vllm_litelvlm.pruning.window import Window
 
 
 @dataclass(frozen=True)
 class Plan:
     """Method, its parameters, the budget in tokens, and the guiding texts, of one item.
 
-    ``original``: whether the kept tokens keep their own positions. ``layer`` and ``base`` as in
-    :class:`~vllm_litelvlm.pruning.order.Order`.
+    ``original``: whether the kept tokens keep their own positions. ``layer``, ``base`` and
+    ``window`` as in :class:`~vllm_litelvlm.pruning.order.Order`.
     """
 
     method: str
@@ -39,21 +40,24 @@ class Plan:
     original: bool = False
     layer: Layer = Layer.WHOLE
     base: int = 0
+    window: Window | None = None
     version: str = __version__
 
     @classmethod
-    def decide(cls, options: PruningOptions, patches: int) -> "Plan":
-        """Settle a request's options, for images of ``patches`` tokens; texts are still to come.
+    def decide(cls, options: PruningOptions, patches: int, window: Window | None = None) -> "Plan":
+        """Settle a request's options, for an image of ``patches`` tokens; texts are still to come.
 
-        What has no influence is left out, so that it does not split the caches. Raises
-        OptionsError for what is not allowed.
+        ``window``: those that show the picture, where others do not. What has no influence is left
+        out, so that it does not split the caches. Raises OptionsError for what is not allowed.
         """
-        pruner, budget = settle(options, patches)
+        pruner, budget = settle(options, patches, window)
+        whole = window is None and isinstance(pruner, KeepAll)
         return cls(
             pruner.name,
             pruner.model_dump(),
             budget,
-            original=options.positions == "original" and not isinstance(pruner, KeepAll),
+            original=options.positions == "original" and not whole,
+            window=window,
             version=method_version(pruner.name),
         )
 
@@ -85,6 +89,7 @@ class Plan:
         fields = json.loads(text)
         fields["texts"] = tuple(fields["texts"])
         fields["layer"] = Layer(fields["layer"])
+        fields["window"] = _window(fields["window"])
         return cls(**fields)
 
 
@@ -97,8 +102,8 @@ class WorkOrder(Order):
     @staticmethod
     def encode(plan: Plan) -> Tensor:
         """A plan as uint8 [bytes]."""
-        names = ("method", "parameters", "budget", "original", "layer", "base")
-        order = {name: getattr(plan, name) for name in names}
+        fields = asdict(plan)
+        order = {name: value for name, value in fields.items() if name not in ("texts", "version")}
         data = bytearray(json.dumps(order, sort_keys=True), "utf-8")
         return torch.frombuffer(data, dtype=torch.uint8)
 
@@ -112,7 +117,12 @@ class WorkOrder(Order):
 def _work_order(data: bytes) -> WorkOrder:
     order = json.loads(data)
     pruner = _pruner(order.pop("method"), order.pop("parameters"))
-    return WorkOrder(pruner, **{**order, "layer": Layer(order["layer"])})
+    order["layer"], order["window"] = Layer(order["layer"]), _window(order["window"])
+    return WorkOrder(pruner, **order)
+
+
+def _window(fields: Mapping[str, int] | None) -> Window | None:
+    return None if fields is None else Window(**fields)
 
 
 def _pruner(method: str, parameters: Mapping[str, Any]) -> Pruner:

@@ -1,7 +1,9 @@
 """The multimodal processor: decides, per request, which pruning each image gets."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 
 import torch
@@ -39,6 +41,8 @@ from vllm_litelvlm.plugin.profile import Profile
 from vllm_litelvlm.plugin.turns import Turn
 from vllm_litelvlm.plugin.variants import VARIANT_KEY
 from vllm_litelvlm.pruning.registry import check_texts, method_names, pruner_class, settle_focus
+from vllm_litelvlm.pruning.window import Window
+from vllm_litelvlm.vision.frame import Frame
 from vllm_litelvlm.vision.text import ClipTextTokenizer
 
 ORDERS_FIELD = "litelvlm_orders"
@@ -69,6 +73,11 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         self._image_token_id = config.image_token_index
 
     @cached_property
+    def _mean(self) -> tuple[float, ...]:
+        """The colour that the image processor takes for none, RGB from 0 to 1."""
+        return tuple(self.info.get_hf_processor().image_processor.image_mean)
+
+    @cached_property
     def _reader(self) -> InstructionReader:
         """For prompts that the caller has rendered, by the server's template or the model's."""
         context = self.info.ctx
@@ -96,11 +105,15 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         conversation = others.pop(CONVERSATION_KEY, None)
         asked = others.pop(OPTIONS_KEY, None)
         server = self._guidance.server.of(others.pop(VARIANT_KEY, None))
-        pictures = self._pictures(inputs, others)
         if isinstance(asked, Plan):  # vLLM's memory profile
-            layout = one_layer(inputs.prompt, len(pictures), asked)
+            pictures = self._pictures(inputs, others, "crop")
+            layout = one_layer(inputs.prompt, [asked] * len(pictures))
         else:
-            layout = self._lay_out(asked, server, inputs.prompt, len(pictures), conversation)
+            with _refusals():
+                options = parse_request_options(asked, server)
+                pictures = self._pictures(inputs, others, options.frame)
+                windows = [picture.window for picture in pictures]
+                layout = self._lay_out(options, server, inputs.prompt, windows, conversation)
         chosen = [pictures[item.image] for item in layout.items]
         return super().apply(
             dataclasses.replace(
@@ -116,7 +129,9 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
             timing_ctx,
         )
 
-    def _pictures(self, inputs: ProcessorInputs, others: Mapping[str, object]) -> list[Picture]:
+    def _pictures(
+        self, inputs: ProcessorInputs, others: Mapping[str, object], frame: Frame
+    ) -> list[Picture]:
         """The request's images."""
         images = inputs.mm_data_items.get("image")
         if images is None:
@@ -130,46 +145,48 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
         digest = partial(MultiModalHasher.hash_kwargs, algorithm, **others)
         names = (inputs.mm_uuid_items or {}).get("image") or [None] * len(images)
+        padding = self._mean if frame == "pad" else None
+        grid = math.isqrt(self._patches)
         return [
-            Picture(image, name, digest, self._pixels)
+            Picture(image, name, digest, self._pixels, padding, grid)
             for image, name in zip(images.get_all_items_for_hash(), names, strict=True)
         ]
 
     def _lay_out(
         self,
-        asked: object,
+        options: PruningOptions,
         server: ServerOptions,
         prompt: list[int],
-        images: int,
+        windows: Sequence[Window | None],
         conversation: Conversation | None,
     ) -> Layout:
-        """Where what is kept of each image stands in the prompt, and why it is kept."""
-        try:
-            options = parse_request_options(asked, server)
-            plan = Plan.decide(options, self._patches)
-            focus = settle_focus(options, plan.pruner, plan.budget)
-            server.check_request(options, plan.budget)
-            if plan.original:
-                self._check_length(plan, len(prompt), images)
-            if focus and prompt.count(self._image_token_id) == images:
-                layout = two_layers(
-                    prompt,
-                    self._image_token_id,
-                    plan,
-                    list(calls(self._turns(prompt, conversation), options, server.max_texts)),
-                    focus=focus,
-                    patches=self._patches,
-                    block=self._guidance.block,
-                )
-            else:
-                texts = self._texts(plan, options, prompt, conversation)
-                layout = one_layer(prompt, images, dataclasses.replace(plan, texts=texts))
-        except OptionsError as error:
-            raise VLLMValidationError(
-                str(error), parameter=f"mm_processor_kwargs.{OPTIONS_KEY}"
-            ) from None
+        """Where what is kept of each image stands in the prompt, and why it is kept.
+
+        ``windows``: one an image, as :attr:`Picture.window`. Raises OptionsError.
+        """
+        images = len(windows)
+        whole = Plan.decide(options, self._patches)
+        focus = settle_focus(options, whole.pruner, whole.budget)
+        server.check_request(options, whole.budget)
+        if whole.original:
+            self._check_length(whole, len(prompt), images)
+        plans = [Plan.decide(options, self._patches, window) for window in windows]
+        if focus and prompt.count(self._image_token_id) == images:
+            layout = two_layers(
+                prompt,
+                self._image_token_id,
+                plans,
+                list(calls(self._turns(prompt, conversation), options, server.max_texts)),
+                focuses=[settle_focus(options, plan.pruner, plan.budget) for plan in plans],
+                patches=self._patches,
+                block=self._guidance.block,
+            )
+        else:
+            guided = any(map(_reads_text, plans))
+            texts = self._texts(options, prompt, conversation) if guided else ()
+            layout = one_layer(prompt, [_guided(plan, texts) for plan in plans])
         metrics.count_images(
-            plan.method,
+            whole.method,
             images=images,
             tokens_in=images * self._patches,
             tokens_kept=sum(item.plan.count for item in layout.items),
@@ -178,19 +195,15 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
 
     def _texts(
         self,
-        plan: Plan,
         options: PruningOptions,
         prompt: Sequence[int],
         conversation: Conversation | None,
     ) -> tuple[str, ...]:
         """What guides a method that keeps all of its tokens in one layer."""
-        if not pruner_class(plan.method).reads_text:
-            return ()
         texts = options.texts
         if texts is None:
             said = conversation.texts() if conversation else self._reader.texts(prompt)
             texts = guiding_texts(said, options.guide, self._guidance.server.max_texts)
-        check_texts(plan.method, texts)
         return texts
 
     def _turns(self, prompt: Sequence[int], conversation: Conversation | None) -> list[Turn]:
@@ -306,6 +319,29 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
                 replacement=lambda item: [self._image_token_id] * counts[item],
             )
         ]
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Options that are not allowed, as vLLM answers them: HTTP 400."""
+    try:
+        yield
+    except OptionsError as error:
+        raise VLLMValidationError(
+            str(error), parameter=f"mm_processor_kwargs.{OPTIONS_KEY}"
+        ) from None
+
+
+def _reads_text(plan: Plan) -> bool:
+    return pruner_class(plan.method).reads_text
+
+
+def _guided(plan: Plan, texts: tuple[str, ...]) -> Plan:
+    """The plan with the texts that guide, if its method reads any."""
+    if not _reads_text(plan):
+        return plan
+    check_texts(plan.method, texts)
+    return dataclasses.replace(plan, texts=texts)
 
 
 def _items(images: list[object]) -> MultiModalDataItems:

@@ -92,6 +92,7 @@ class Signals:
 
     ``values`` holds the computed signals. Text signals have as many rows as the image with the
     most texts in the batch; rows past an image's own ``text_counts`` entry are padding.
+    ``row_length``: of the grid of patches, where that is no square.
     """
 
     images: int
@@ -100,6 +101,7 @@ class Signals:
     text_counts: Sequence[int]
     values: Mapping[Signal, Tensor] = field(default_factory=dict)
     tower: Tower | None = None
+    row_length: int | None = None
 
     def __getitem__(self, signal: Signal) -> Tensor:
         assert signal in self.values, f"signal {signal} was not computed"
@@ -132,12 +134,13 @@ class Signals:
             text_counts=text_counts,
             values=values,
             tower=tower.rows(images) if tower is not None else None,
+            row_length=self.row_length,
         )
 
     @property
     def columns(self) -> int:
-        """Of the grid of patches, a square; where their number is none, the last row is short."""
-        return math.isqrt(self.patches - 1) + 1
+        """Of the grid of patches; where they fill no square, its last row is short."""
+        return self.row_length or math.isqrt(self.patches - 1) + 1
 
     @property
     def patch_tokens(self) -> Tensor:

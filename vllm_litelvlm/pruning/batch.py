@@ -6,9 +6,17 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Selection, Signal, Signals, keep
+from vllm_litelvlm.pruning.base import (
+    TEXT_SIGNALS,
+    Selection,
+    Signal,
+    Signals,
+    keep,
+    to_device,
+)
 from vllm_litelvlm.pruning.order import Layer, Order
 from vllm_litelvlm.pruning.ranking import highest
+from vllm_litelvlm.pruning.window import confined, through
 
 
 def needed_signals(orders: Iterable[Order]) -> frozenset[Signal]:
@@ -25,9 +33,7 @@ def choose_bases(signals: Signals, orders: Sequence[Order]) -> Tensor:
     bases: dict[int, Tensor] = {}
     for images in _groups(orders, lambda order: order.base_key):
         order = orders[images[0]]
-        chosen = order.pruner.choose_base(
-            signals.rows(images, order.pruner.needs - TEXT_SIGNALS), order.base
-        )
+        chosen = _choose_base(signals.rows(images, order.pruner.needs - TEXT_SIGNALS), order)
         bases.update(zip(images, chosen.unbind(), strict=True))
     return torch.stack([bases[image] for image in range(len(orders))])
 
@@ -59,12 +65,26 @@ def prune(
 
 def _select(signals: Signals, order: Order, bases: Sequence[Tensor | None]) -> Selection:
     """One layer of images that ask for the same."""
-    if order.layer is Layer.WHOLE:
-        return order.pruner.select(signals, order.budget)
-    base = torch.stack([one for one in bases if one is not None])
-    if order.layer is Layer.FOCUS:
-        return order.pruner.choose_focus(signals, base, order.budget)
-    return keep(signals, highest(base.to(torch.uint8), order.budget))  # equals in raster order
+    below = [one for one in bases if one is not None]
+
+    def choose(signals: Signals, base: Tensor | None) -> Selection:
+        if base is None:
+            return order.pruner.select(signals, order.budget)
+        if order.layer is Layer.FOCUS:
+            return order.pruner.choose_focus(signals, base, order.budget)
+        return keep(signals, highest(base.to(torch.uint8), order.budget))  # equals in raster order
+
+    return through(order.window, signals, torch.stack(below) if below else None, choose)
+
+
+def _choose_base(signals: Signals, order: Order) -> Tensor:
+    """Membership in the base of images that ask for the same, bool [images, patches]."""
+    if order.window is None:
+        return order.pruner.choose_base(signals, order.base)
+    numbers = to_device(order.window.numbers(), signals.device)
+    chosen = order.pruner.choose_base(confined(signals, order.window, numbers), order.base)
+    nothing = chosen.new_zeros(signals.images, signals.patches)
+    return nothing.index_copy(1, numbers, chosen)
 
 
 def _groups(orders: Sequence[Order], key: Callable[[Order], Hashable]) -> list[list[int]]:

@@ -5,6 +5,7 @@ from enum import StrEnum
 from functools import cached_property
 
 from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Pruner, Signal
+from vllm_litelvlm.pruning.window import Window
 
 
 class Layer(StrEnum):
@@ -22,13 +23,15 @@ class Layer(StrEnum):
 class Order:
     """``budget`` tokens of one layer, by one method.
 
-    ``base`` is how many tokens the base has, of that layer itself or below a focus.
+    ``base`` is how many tokens the base has, of that layer itself or below a focus. ``window``: the
+    patches that may be kept; None for all.
     """
 
     pruner: Pruner
     budget: int
     layer: Layer = Layer.WHOLE
     base: int = 0
+    window: Window | None = None
 
     @property
     def needs(self) -> frozenset[Signal]:
@@ -37,9 +40,9 @@ class Order:
         return needs - TEXT_SIGNALS if self.layer is Layer.BASE else needs
 
     @cached_property
-    def base_key(self) -> tuple[str, str, int]:
+    def base_key(self) -> tuple[str, str, int, Window | None]:
         """Equal for all that have a base in common."""
-        return self.pruner.name, self.pruner.model_dump_json(), self.base
+        return self.pruner.name, self.pruner.model_dump_json(), self.base, self.window
 
     @property
     def count(self) -> int:

@@ -9,10 +9,11 @@ from typing import Any
 from vllm_litelvlm import __version__
 from vllm_litelvlm.errors import OptionsError
 from vllm_litelvlm.options import COMMON_OPTIONS, PruningOptions, parse
-from vllm_litelvlm.pruning.base import Pruner
+from vllm_litelvlm.pruning.base import Pruner, Signal
 from vllm_litelvlm.pruning.decoder import DecoderPruner
 from vllm_litelvlm.pruning.keep_all import KeepAll
 from vllm_litelvlm.pruning.ranking import part
+from vllm_litelvlm.pruning.window import Window
 
 #: Third parties add a method by an entry point of this group: ``name = "module:Class"``.
 ENTRY_POINT_GROUP = "vllm_litelvlm.pruners"
@@ -93,16 +94,24 @@ def build_pruner(
     return parse(pruner_class(method), parameters, known)
 
 
-def settle(options: PruningOptions, patches: int) -> tuple[Pruner, int]:
+def settle(
+    options: PruningOptions, patches: int, window: Window | None = None
+) -> tuple[Pruner, int]:
     """What a request's options come to for images of ``patches`` tokens: a method and a budget.
 
-    A budget of all tokens is keep-all whatever the method. Raises OptionsError for what is not
-    allowed.
+    ``window``: the patches that show the picture, where others do not. A budget of all that do is
+    keep-all whatever the method. Raises OptionsError for what is not allowed.
     """
     pruner = build_pruner(options.method, options.parameters)
-    budget = options.budget_tokens(patches)
-    if budget == patches or isinstance(pruner, KeepAll):
-        return KeepAll(), patches
+    if options.frame == "pad" and Signal.TOWER in pruner.needs:
+        raise OptionsError(
+            f"litelvlm option 'frame' is 'pad', but method {pruner.name!r} merges tokens inside "
+            "the vision tower, where padding cannot be left out. Choose another method, or 'crop'."
+        )
+    shown = patches if window is None else window.patches
+    budget = options.budget_tokens(patches, shown)
+    if budget == shown or isinstance(pruner, KeepAll):
+        return KeepAll(), shown
     return pruner, budget
 
 

@@ -8,6 +8,7 @@ DATASETS = ("scenes", "refcoco", "refcoco+", "refcocog")
 SPLITS = ("train", "val", "test", "testA", "testB")
 ABLATIONS = ("share", "components")
 POSITIONS = ("compact", "original")
+FRAMES = ("crop", "pad")
 
 #: The budgets of the paper's Table 1.
 BUDGETS = (192, 128, 64)
@@ -71,6 +72,13 @@ def _add_questions(parser: argparse.ArgumentParser) -> None:
         type=count,
         default=400,
         help="the data set's first N in all, of whatever kinds (400)",
+    )
+    add(
+        "--frame",
+        choices=FRAMES,
+        default="crop",
+        help="of pictures that are no squares: the middle as the processor crops it (default), or "
+        "all of it, padded to a square, as LLaVA-1.5 was trained and judged",
     )
     add(
         "--per-image",

@@ -125,6 +125,8 @@ class _Asking:
     def _question(self, condition: Condition, sample: Sample) -> Question:
         settings = self.settings
         options = condition.options(sample, settings.by_expressions, settings.seed)
+        if settings.frame != "crop":
+            options["frame"] = settings.frame
         return Question(sample.image, sample.prompt, options, self.task.max_tokens(sample))
 
     def _guess(self, samples: Sequence[Sample]) -> None:

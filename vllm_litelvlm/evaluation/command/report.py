@@ -11,6 +11,11 @@ from vllm_litelvlm.evaluation.command.settings import Settings
 from vllm_litelvlm.evaluation.command.summary import ALL_KINDS, Estimate, Row
 
 _NONE = "–"
+_UNREAD = "not read"
+_FRAMES = {
+    "crop": "of a picture that is no square the model sees the middle",
+    "pad": "pictures are padded to a square",
+}
 
 
 def tables(rows: Sequence[Row]) -> str:
@@ -47,9 +52,9 @@ def _condition(row: Row) -> list[str]:
     return [
         row.label,
         _NONE if row.budget is None else str(row.budget),
-        row.score.show(3),
-        _shown(row.relative, 1),
-        _shown(row.iou, 3),
+        _UNREAD if row.unread else row.score.show(3),
+        _shown(None if row.unread else row.relative, 1),
+        _shown(None if row.unread else row.iou, 3),
         _NONE if guessed else f"{row.visual_tokens:.1f}",
         _NONE if guessed else f"{row.prompt_tokens:.1f}",
         _NONE if rate is None else f"{rate:.2f}",
@@ -72,6 +77,8 @@ def _by_kind(rows: Sequence[Row], kinds: Sequence[str]) -> str:
 
 
 def _scored(row: Row) -> str:
+    if row.unread is not None:
+        return _UNREAD
     share = "" if row.relative is None else f" ({row.relative.value:.1f}%)"
     return f"{row.score.show(3)}{share}"
 
@@ -89,6 +96,17 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def unread(rows: Sequence[Row], form: str) -> str | None:
+    """What to say where the model writes boxes in another form than ``form``."""
+    example = next((row.unread for row in rows if row.unread is not None), None)
+    if example is None:
+        return None
+    return (
+        f"Boxes are not read: the model writes most of them as {example!r}, and this data set's "
+        f"are read as {form}. Ask in words that this model was trained with, or evaluate another."
+    )
+
+
 def notes(settings: Settings, rows: Sequence[Row]) -> str:
     """What the tables must not be read without."""
     guide = "the expressions named in the question" if settings.by_expressions else "the prompt"
@@ -97,6 +115,7 @@ def notes(settings: Settings, rows: Sequence[Row]) -> str:
     return (
         f"Model: {settings.answerer} ({settings.backend}). Data set: {settings.dataset}, "
         f"{settings.split}, the first {rows[0].questions} questions, the same for every method; "
+        f"{_FRAMES[settings.frame]}; "
         f"{guide} guides the pruning. Greedy answers. A score is the share of right answers; a box "
         "is right with an IoU above 0.5, and what is no box has an IoU of 0. Over several kinds of "
         "question, the score is the mean of the kinds' scores. Rel. = 100 × score ÷ all-token "

@@ -10,11 +10,11 @@ from rich.console import Console
 
 from vllm_litelvlm.errors import LiteLVLMError
 from vllm_litelvlm.evaluation.command.arguments import add_arguments
-from vllm_litelvlm.evaluation.command.asking import ask_all
+from vllm_litelvlm.evaluation.command.asking import GUESS, ask_all
 from vllm_litelvlm.evaluation.command.opening import Serve, open_backend
 from vllm_litelvlm.evaluation.command.plot import plot
 from vllm_litelvlm.evaluation.command.record import Record
-from vllm_litelvlm.evaluation.command.report import tables, write
+from vllm_litelvlm.evaluation.command.report import tables, unread, write
 from vllm_litelvlm.evaluation.command.settings import EvaluationError, Settings
 from vllm_litelvlm.evaluation.command.summary import Row, summarise
 from vllm_litelvlm.evaluation.command.tasks import load_task
@@ -58,10 +58,15 @@ def evaluate(
     record = start(settings.output, settings.identity())
     opened = open_backend(settings, serve, console)
     conditions = ask_all(settings, task, opened, record, console)
-    rows = summarise(conditions, record.answers)
+    rows = summarise(conditions, record.answers, task.reads_box)
     write(settings, rows, command)
     title = f"{settings.dataset} {settings.split}, {settings.answerer}"
-    plot(rows, settings.output / "plot.png", title)
+    read = {row.kind for row in rows if row.unread is None and row.label != GUESS}
+    if read:
+        plot([row for row in rows if row.kind in read], settings.output / "plot.png", title)
     print(tables(rows))
-    console.print(f"Written to {settings.output}: answers.jsonl, results.json, table.md, plot.png")
+    if told := unread(rows, task.box_form):
+        console.print(told, style="yellow", markup=False, highlight=False)
+    files = f"answers.jsonl, results.json, table.md{', plot.png' if read else ''}"
+    console.print(f"Written to {settings.output}: {files}")
     return rows

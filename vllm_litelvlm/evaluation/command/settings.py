@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vllm_litelvlm.errors import LiteLVLMError, OptionsError
 from vllm_litelvlm.evaluation.command.conditions import Method, methods_of
@@ -28,6 +28,7 @@ class Settings:
     split: str
     data: Path | None
     questions: int
+    frame: Literal["crop", "pad"]
     per_image: int | None
     by_expressions: bool
     texts: int
@@ -68,6 +69,7 @@ class Settings:
             split=chosen.split,
             data=chosen.data,
             questions=chosen.questions,
+            frame=chosen.frame,
             per_image=chosen.per_image,
             by_expressions=chosen.guide_by == "expressions",
             texts=chosen.texts,

@@ -6,8 +6,8 @@ from the differences in the same samples (the delta method).
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,8 @@ class Row:
     """One condition and one kind of question, or all kinds.
 
     ``score`` and ``iou`` (of boxes; None without any) from 0 to 1; ``relative`` to the all-token
-    score in percent, None where that is 0. Token counts are means.
+    score in percent, None where that is 0. Token counts are means. ``unread``: such an answer,
+    where the model writes boxes in a form that is not read, so that the score says nothing.
     """
 
     condition: str
@@ -54,22 +55,43 @@ class Row:
     prompt_tokens: float
     visual_tokens: float
     requests_per_second: float | None
+    unread: str | None = None
 
 
-def summarise(conditions: Sequence[Condition], answers: Sequence[Answered]) -> list[Row]:
-    """A row a condition and kind, those of all kinds first; the guess's come last."""
+def summarise(
+    conditions: Sequence[Condition],
+    answers: Sequence[Answered],
+    reads_box: Callable[[str], bool] = lambda answer: True,
+) -> list[Row]:
+    """A row a condition and kind, those of all kinds first; the guess's come last.
+
+    ``reads_box``: whether an answer has the form in which boxes are read.
+    """
     by_condition: dict[str, dict[str, Answered]] = {}
     for answer in answers:
         by_condition.setdefault(answer.condition, {})[answer.sample] = answer
     whole = by_condition[ALL_TOKENS]
     kinds = list(dict.fromkeys(answer.kind for answer in whole.values()))
+    unread = {
+        kind: _unread([one for one in whole.values() if _is(kind, one)], reads_box)
+        for kind in [ALL_KINDS, *kinds]
+    }
     named = [(one.name, one.method.label, one.budget) for one in conditions]
-    rows = []
+    rows: list[Row] = []
     for name, label, budget in [*named, (GUESS, GUESS, None)]:
         for kind in [ALL_KINDS, *kinds]:
             some = [by_condition[name][sample] for sample in whole if _is(kind, whole[sample])]
-            rows.append(_row((name, label, budget), kind, some, whole))
+            row = _row((name, label, budget), kind, some, whole)
+            rows.append(row if label == GUESS else replace(row, unread=unread.get(kind)))
     return rows
+
+
+def _unread(answers: Sequence[Answered], reads_box: Callable[[str], bool]) -> str | None:
+    """An answer that is no box, where all are about boxes and most are none; else None."""
+    if any(answer.iou is None for answer in answers):
+        return None
+    unread = [answer.text for answer in answers if not reads_box(answer.text)]
+    return unread[0] if 2 * len(unread) > len(answers) else None
 
 
 def _is(kind: str, answer: Answered) -> bool:

@@ -3,18 +3,26 @@
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast, get_args
+from functools import cached_property
+from typing import Any, cast, get_args
 
 import numpy as np
 
 from vllm_litelvlm.errors import OptionsError
-from vllm_litelvlm.evaluation.boxes import parse_box, write_box
+from vllm_litelvlm.evaluation.boxes import FORM, parse_box, write_box
 from vllm_litelvlm.evaluation.command.settings import Settings
 from vllm_litelvlm.evaluation.samples import Box, Dataset, Sample
-from vllm_litelvlm.evaluation.scenes.answers import LEAST_IOU, iou, is_right, read_box
+from vllm_litelvlm.evaluation.scenes.answers import (
+    BOX_FORM,
+    LEAST_IOU,
+    iou,
+    is_right,
+    read_box,
+)
 from vllm_litelvlm.evaluation.scenes.dataset import SceneDataset, SceneSample
 from vllm_litelvlm.evaluation.scenes.guesses import random_object_guess
 from vllm_litelvlm.evaluation.scenes.wording import SPLITS
+from vllm_litelvlm.vision.frame import shown
 
 #: Tokens that an answer may have: boxes are some thirty in LLaVA-1.5's form, words few.
 _BOX_TOKENS, _WORD_TOKENS = 48, 12
@@ -35,6 +43,9 @@ class Task:
     dataset: Dataset
     judge: Callable[[Sample, str], Judged]
     guess: Callable[[Sample], str]
+    #: Whether an answer has the form in which boxes are read; and that form, in words.
+    reads_box: Callable[[str], bool]
+    box_form: str
 
     def max_tokens(self, sample: Sample) -> int:
         """How long its answer may be."""
@@ -50,7 +61,13 @@ def load_task(settings: Settings) -> Task:
         if settings.split not in SPLITS:
             raise OptionsError(f"--split {settings.split}: scenes have {', '.join(SPLITS)}.")
         scenes = SceneDataset(settings.split, settings.questions, texts=settings.texts)
-        return Task(scenes, _judge_scene, lambda sample: _guess_scene(sample, settings.seed))
+        return Task(
+            scenes,
+            _judge_scene,
+            lambda sample: _guess_scene(sample, settings.seed),
+            lambda answer: read_box(answer, 1, 1) is not None,
+            BOX_FORM,
+        )
     # pycocotools is for these sets alone.
     from vllm_litelvlm.evaluation.refer import ReferDataset, ReferName, ReferSplit
 
@@ -64,7 +81,14 @@ def load_task(settings: Settings) -> Task:
         per_image=settings.per_image,
         texts=settings.texts,
     )
-    return Task(dataset, _judge_refer, _guess_refer)
+    see = _Sight(settings)
+    return Task(
+        dataset,
+        lambda sample, answer: _judge_box(sample, parse_box(answer, see(sample))),
+        lambda sample: _guess_refer(sample, see(sample)),
+        lambda answer: parse_box(answer, (0, 0, 1, 1)) is not None,
+        FORM,
+    )
 
 
 def _judge_scene(sample: Sample, answer: str) -> Judged:
@@ -73,8 +97,24 @@ def _judge_scene(sample: Sample, answer: str) -> Judged:
     return _judge_box(sample, read_box(answer, *sample.image.size))
 
 
-def _judge_refer(sample: Sample, answer: str) -> Judged:
-    return _judge_box(sample, parse_box(answer, sample.image.size))
+class _Sight:
+    """What of a sample's picture the model sees."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._frame = settings.frame
+        self._model = settings.model
+
+    @cached_property
+    def _processor(self) -> Any:
+        """The model's; None where a server alone is known, which then crops as LLaVA-1.5 does."""
+        if self._model is None:
+            return None
+        from transformers import AutoImageProcessor
+
+        return AutoImageProcessor.from_pretrained(self._model)
+
+    def __call__(self, sample: Sample) -> Box:
+        return shown(sample.image.size, self._frame, self._processor)
 
 
 def _judge_box(sample: Sample, box: Box | None) -> Judged:
@@ -91,7 +131,7 @@ def _guess_scene(sample: Sample, seed: int) -> str:
     return random_object_guess(sample, np.random.default_rng(own))
 
 
-def _guess_refer(sample: Sample) -> str:
+def _guess_refer(sample: Sample, sight: Box) -> str:
     """The middle of the image, half as wide and as high."""
     width, height = sample.image.size
-    return write_box((width / 4, height / 4, 3 * width / 4, 3 * height / 4), (width, height))
+    return write_box((width / 4, height / 4, 3 * width / 4, 3 * height / 4), sight)

@@ -8,6 +8,9 @@ from vllm_litelvlm.evaluation.samples import Box, Sample
 #: The largest number in a box that is written; the smallest is 0.
 LARGEST = 99
 
+#: What :func:`read_box` reads, in words.
+BOX_FORM = f'"left top right bottom", whole numbers from 0 to {LARGEST}'
+
 #: The overlap that a box must exceed to be right.
 LEAST_IOU = 0.5
 

@@ -112,7 +112,7 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
         if image_input is None:
             return []
         assert self.litelvlm is not None
-        whole = all(isinstance(order.pruner, KeepAll) for order in orders)
+        whole = all(isinstance(one.pruner, KeepAll) and one.window is None for one in orders)
         if whole and not self.litelvlm.keeps_features(keys):
             # Stock vLLM, bit for bit.
             trace_selections(orders, text_ids, None, self.litelvlm_patches)

@@ -1,0 +1,96 @@
+"""What a model sees of a picture: its square is the picture's middle, or the picture and padding.
+
+LLaVA-1.5 was trained, and is judged by its authors, on whole pictures padded to a square; the
+processor of its published checkpoints resizes the shorter side and crops the middle.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from vllm_litelvlm.pruning.window import Window
+
+Frame = Literal["crop", "pad"]
+#: Left, top, right, bottom.
+Edges = tuple[float, float, float, float]
+#: Pixels of a side beyond which a picture is made smaller before it is padded: the square of a long
+#: and thin one would take any amount of memory.
+_LONGEST = 4096
+
+
+def padded(picture: Any, mean: Sequence[float]) -> Image.Image:
+    """A picture in the middle of a square of the colour ``mean``, RGB from 0 to 1.
+
+    ``picture``: of Pillow, or an array of one, channels first or last. Sides of more than 4096
+    pixels are made smaller first.
+    """
+    image = as_image(picture)
+    if image.size != _bounded(image.size):
+        image = image.resize(_bounded(image.size), Image.Resampling.BICUBIC)
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), tuple(int(255 * part) for part in mean))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def as_image(picture: Any) -> Image.Image:
+    """An RGB image of Pillow."""
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    from transformers.image_transforms import to_pil_image
+
+    image: Image.Image = to_pil_image(np.asarray(picture))
+    return image.convert("RGB")
+
+
+def window(size: tuple[int, int], grid: int) -> Window | None:
+    """Patches that show something of a padded picture; None where all do.
+
+    Args:
+        size: width and height of the picture in pixels.
+        grid: patches a side.
+    """
+    size = _bounded(size)
+    side = max(size)
+    (left, right), (top, bottom) = (
+        ((side - length) // 2, (side - length) // 2 + length) for length in size
+    )
+    found = Window(
+        grid,
+        top=top * grid // side,
+        bottom=-(-bottom * grid // side),
+        left=left * grid // side,
+        right=-(-right * grid // side),
+    )
+    return None if found.patches == grid * grid else found
+
+
+def shown(size: tuple[int, int], frame: Frame, processor: Any = None) -> Edges:
+    """Which part of a picture the model's square is, in the picture's pixels.
+
+    It reaches beyond the picture where that is padded.
+
+    Args:
+        size: width and height of the picture.
+        frame: as it was asked for.
+        processor: the model's image processor, or None for one that crops, as LLaVA-1.5's. One
+            that does not gets the whole picture squeezed into the square, or pads it itself.
+    """
+    width, height = size
+    pads = frame == "pad" or bool(getattr(processor, "do_pad", False))
+    if not pads and processor is not None and not getattr(processor, "do_center_crop", True):
+        return 0.0, 0.0, float(width), float(height)
+    side = max(size) if pads else min(size)
+    left, top = (width - side) / 2, (height - side) / 2
+    if pads:  # the square's sides are whole pixels away
+        left, top = float(-((side - width) // 2)), float(-((side - height) // 2))
+    return left, top, left + side, top + side
+
+
+def _bounded(size: tuple[int, int]) -> tuple[int, int]:
+    """A size of the same shape whose sides are no longer than allowed."""
+    scale = min(1.0, _LONGEST / max(size))
+    width, height = (max(1, round(scale * length)) for length in size)
+    return width, height

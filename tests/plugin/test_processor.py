@@ -1,6 +1,7 @@
 """The multimodal processor by itself, as vLLM's registry builds it."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from vllm import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.renderers.base import BaseRenderer
 
 from tests.pruning.helpers import random_signals
 from vllm_litelvlm.demo.checkpoint import Checkpoint
@@ -143,3 +145,24 @@ def test_guide_all_takes_the_latest_turns_when_there_are_too_many(
         prompt, items, hf_processor_mm_kwargs={"litelvlm": {"texts": ["Two?", "Three?"]}}
     )
     assert inputs["mm_hashes"] == named["mm_hashes"]
+
+
+def test_named_picture_that_nobody_has_is_refused_without_vllms_cache(processor: Any) -> None:
+    with pytest.raises(VLLMValidationError, match="its data is not provided and not in any cache"):
+        processor._call_hf_processor({"images": [None]}, {"litelvlm": []})
+
+
+def test_pixels_are_kept_until_vllm_clears_its_cache(build: Any) -> None:
+    processor = build()
+    image = Image.new("RGB", (40, 40), (200, 10, 10))
+    apply(processor, [image], {"budget": 64})
+    assert len(processor._pixels._pixels) == 1
+    cleared = BaseRenderer.clear_mm_cache
+    renderer = SimpleNamespace(
+        _mm_processor_cache=None,
+        _mm_cache_stats=None,
+        mm_processor=processor,
+        model_config=processor.info.ctx.model_config,
+    )
+    cleared(renderer)
+    assert (len(processor._pixels._pixels), processor._pixels._bytes) == (0, 0)

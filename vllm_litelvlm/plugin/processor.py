@@ -275,6 +275,12 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         del others[OPTIONS_KEY]
         pictures = hf_data["images"]
         assert isinstance(pictures, Sequence)
+        if None in pictures:  # where vLLM has no cache to look in
+            raise VLLMValidationError(
+                "An image was sent by its uuid alone, and its data is not provided and not in any "
+                "cache; send the image itself.",
+                parameter="uuid",
+            )
 
         def preprocess(places: list[int]) -> torch.Tensor:
             some = {**hf_data, "images": [pictures[place].image for place in places]}

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.e2e.client import Answer, ask, async_client, data_url, read, request, user_turn
+from tests.e2e.conftest import TracedServer
 from tests.e2e.reference import Reference
 from tests.e2e.runners import on_v1_alone
 
@@ -230,3 +231,33 @@ def test_image_without_any_text_is_pruned_by_context(
 
 def test_text_only_request_without_options_is_served(server: Any) -> None:
     assert ask(server.url, user_turn("Hello?")).token_ids
+
+
+def test_text_guides_as_clip_was_trained_to_read_it(
+    server: TracedServer, photographs: Sequence[Image.Image]
+) -> None:
+    """Typographic apostrophes, ligatures and entities, as phones and web pages write them."""
+    said = []
+    for text in ("the player's fish & chips", "the player’s ﬁsh &amp; chips"):
+        server.forget()
+        before = len(server.selections())
+        ask(server.url, user_turn("What?", photographs[0]), {"budget": 64, "texts": [text]}, 1)
+        said.append([line["text_ids"] for line in server.selections()[before:]])
+    assert said[0] == said[1]
+    assert len(said[0]) == 1
+
+
+def test_trace_has_a_line_for_images_that_stay_whole_or_come_from_a_cache(
+    server: TracedServer, photographs: Sequence[Image.Image]
+) -> None:
+    def kept(options: dict[str, Any]) -> list[int]:
+        before = len(server.selections())
+        ask(server.url, user_turn("What?", photographs[3]), options, 1)
+        return [len(line["kept"]) for line in server.selections()[before:]]
+
+    server.forget()
+    whole = {"method": "keep-all"}
+    assert kept(whole) == [576]
+    assert kept(whole) == []  # vLLM's own caches have it
+    server.forget()
+    assert [kept({"budget": 64}), kept({"budget": 32}), kept(whole)] == [[64], [32], [576]]

@@ -14,9 +14,11 @@ from vllm_litelvlm.errors import OptionsError
 from vllm_litelvlm.evaluation.boxes import parse_box, write_box
 from vllm_litelvlm.evaluation.command.arguments import add_arguments
 from vllm_litelvlm.evaluation.command.settings import Settings
-from vllm_litelvlm.evaluation.command.tasks import Judged, load_task
+from vllm_litelvlm.evaluation.command.tasks import Judged, _Sight, load_task
 from vllm_litelvlm.evaluation.refer import ReferDataset
 from vllm_litelvlm.evaluation.refer_files import DataError
+from vllm_litelvlm.evaluation.samples import Sample
+from vllm_litelvlm.evaluation.scenes.answers import iou
 
 WIDTH, HEIGHT = 60, 40
 IMAGES = "images/mscoco/images/train2014"
@@ -272,3 +274,26 @@ def test_set_is_evaluated_by_the_overlap_of_boxes(folder: Path) -> None:
     assert task.judge(cup, "on the left") == Judged(0, 0)
     assert task.judge(cup, task.guess(cup)).score == 0
     assert task.max_tokens(cup) > 32
+
+
+def test_equal_answers_are_worth_the_same_in_a_wide_frame() -> None:
+    """The model sees the same pixels, so it answers the same; only where they are is different."""
+    random = np.random.default_rng(0)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    see = _Sight(Settings.of(parser.parse_args(["--url=http://nowhere", "--dataset=refcoco"])))
+    scores: dict[str, list[float]] = {"square": [], "wide": []}
+    for _ in range(100):
+        left, top = random.uniform(0, 200, 2)
+        box = (left, top, left + random.uniform(40, 130), top + random.uniform(40, 130))
+        near: Any = tuple(edge + random.uniform(-9, 9) for edge in box)
+        answer = write_box(near, (0, 0, 336, 336))
+        for name, x in (("square", 0), ("wide", 300)):
+            image = Image.new("RGB", (336 + 2 * x, 336))
+            there = (box[0] + x, box[1], box[2] + x, box[3])
+            sample = Sample("name", image, "Where?", (), "box", box=there)
+            read = parse_box(answer, see(sample))
+            assert read is not None
+            scores[name].append(iou(read, there))
+    assert scores["wide"] == pytest.approx(scores["square"])
+    assert 0.5 < np.mean(scores["wide"]) < 0.95

@@ -4,7 +4,9 @@
 
 Every form is a copy of the checkpoint (:mod:`benchmarks.quantised_copy`) that answers the same
 questions in vLLM's offline engine. Beside its answers stands how many of the kept tokens are those
-that the unquantised model keeps.
+that the unquantised model keeps. vLLM's CPU kernels for 4-bit weights need AVX-512:
+``int4-rounded`` computes with the same rounded weights in floating point, and tells the memory of
+the packed ones.
 """
 
 import argparse
@@ -41,7 +43,12 @@ class Kept:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.quantisation")
     parser.add_argument("--model", type=Path, default=_SHIPPED, help="folder of a LLaVA-1.5")
-    parser.add_argument("--forms", nargs="+", default=["int8"], choices=["int8", "int4"])
+    parser.add_argument(
+        "--forms",
+        nargs="+",
+        default=["int8", "int4-rounded"],
+        choices=["int8", "int4", "int4-rounded"],
+    )
     parser.add_argument("--methods", nargs="+", default=["keep-all", "litelvlm", "fovea"])
     parser.add_argument("--budget", type=int, default=64, help="visual tokens that are kept")
     parser.add_argument("--questions", type=int, default=800, help="of the validation split")
@@ -52,13 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with TemporaryDirectory() as folder:
         plain: list[Kept] = []
         for form in [_PLAIN, *args.forms]:
-            model = args.model
+            model = sized = args.model
             if form != _PLAIN:
-                model = quantised_copy(args.model, Path(folder) / form, form)
+                kind, _, rounded = form.partition("-")
+                model = sized = quantised_copy(args.model, Path(folder) / f"{form} packed", kind)
+                if rounded:
+                    model = quantised_copy(args.model, Path(folder) / form, kind, rounded=True)
             print(f"{form}: {args.questions} questions by {', '.join(args.methods)}", flush=True)
             found, kept = _evaluate(model, Path(folder) / f"{form} answers", args)
             plain = plain or kept
-            rows += _rows(form, _weights(model), found, _same(plain, kept))
+            rows += _rows(form, _weights(sized), found, _same(plain, kept))
     table = _table(rows)
     command = shlex.join(["python", "-m", "benchmarks.quantisation", *(arguments or sys.argv[1:])])
     args.output.write_text(f"{table}\n\n`{command}`, {Machine.describe()}\n")

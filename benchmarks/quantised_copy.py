@@ -26,7 +26,7 @@ _TOKENS = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
 _LEFT = ("lm_head", "multi_modal_projector")
 
 
-def quantised_copy(llava: Path, folder: Path, form: Form, tower: bool = True) -> Path:
+def quantised_copy(llava: Path, folder: Path, form: Form, rounded: bool = False) -> Path:
     """Write the copy, and return its folder.
 
     Args:
@@ -34,10 +34,10 @@ def quantised_copy(llava: Path, folder: Path, form: Form, tower: bool = True) ->
         folder: does not exist yet.
         form: ``int8`` is W8A8, weights by channel and activations by token; ``int4`` is W4A16, in
             groups of 32.
-        tower: whether the vision tower is quantised too.
+        rounded: whether the weights are written as the floating-point numbers that they stand for:
+            a plain checkpoint with the same rounding, for where vLLM has no kernel for the form.
     """
     copytree(llava, folder)
-    left = [*_LEFT, *([] if tower else ["vision_tower"])]
     group = {
         "targets": ["Linear"],
         "weights": {"type": "int", "symmetric": True, **_WEIGHTS[form]},
@@ -47,18 +47,24 @@ def quantised_copy(llava: Path, folder: Path, form: Form, tower: bool = True) ->
         config_groups={"group_0": QuantizationScheme.model_validate(group)},
         format=_FORMATS[form],
         quantization_status="compressed",
-        ignore=[f"re:.*{name}.*" for name in left],
+        ignore=[f"re:.*{name}.*" for name in _LEFT],
     )
     tensors: dict[str, Tensor] = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
         linear = name.endswith(".weight") and tensor.dim() == 2 and "embed" not in name
-        if not linear or any(part in name for part in left):
+        if not linear or any(part in name for part in _LEFT):
             tensors[name] = tensor
             continue
         module = name.removesuffix(".weight")
-        for kind, part in _quantised(tensor, config).items():
+        parts = _quantised(tensor, config)
+        if rounded:
+            tensors[name] = _decompressed(parts, config).to(tensor.dtype)
+            continue
+        for kind, part in parts.items():
             tensors[f"{module}.{kind}"] = part.contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    if rounded:
+        return folder
     described = json.loads((folder / "config.json").read_text())
     described["quantization_config"] = config.model_dump(mode="json", exclude_none=True)
     (folder / "config.json").write_text(json.dumps(described, indent=2))
@@ -74,3 +80,9 @@ def _quantised(weight: Tensor, config: QuantizationConfig) -> dict[str, Tensor]:
     compressed = BaseCompressor.get_value_from_registry(config.format).compress(state, scheme)
     compressed["weight_scale"] = scale.to(torch.bfloat16)
     return dict(compressed)
+
+
+def _decompressed(parts: dict[str, Tensor], config: QuantizationConfig) -> Tensor:
+    compressor = BaseCompressor.get_value_from_registry(config.format)
+    weight: Tensor = compressor.decompress(parts, config.config_groups["group_0"])["weight"]
+    return weight

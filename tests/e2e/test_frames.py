@@ -9,10 +9,13 @@ from PIL import Image
 
 from tests.e2e.client import ask, data_url, user_turn
 from tests.e2e.conftest import TracedServer
+from tests.e2e.runners import on_v1_alone
 from vllm_litelvlm.evaluation.backend import Question
 from vllm_litelvlm.evaluation.server_backend import ServerBackend
 from vllm_litelvlm.evaluation.transformers_backend import TransformersBackend
 from vllm_litelvlm.vision.frame import padded, window
+
+pytestmark = on_v1_alone
 
 QUESTION = "Where is the red cup?"
 PAD = {"frame": "pad"}

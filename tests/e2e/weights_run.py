@@ -97,8 +97,10 @@ class Engine:
         def sleep(model: Any) -> None:
             buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
             parameters = [parameter.data.clone() for parameter in model.parameters()]
-            for tensor in (*model.parameters(), *model.buffers()):
-                tensor.data.zero_()
+            guidance = model.litelvlm
+            for part in (model, guidance.scorer, guidance.text_tower):
+                for tensor in (*part.parameters(), *part.buffers()):
+                    tensor.data.zero_()
             for name, buffer in model.named_buffers():
                 buffer.data.copy_(buffers[name])
             for parameter, saved in zip(model.parameters(), parameters, strict=True):

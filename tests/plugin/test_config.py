@@ -185,6 +185,11 @@ def test_server_options_in_the_wrong_place_are_refused(checkpoint: Checkpoint) -
         build(checkpoint, mm_processor_kwargs={"litelvlm": {"budget": 64}})
 
 
+def test_shared_tensors_of_other_processes_are_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(CompatibilityError, match="ipc_cache shares a model's tensors"):
+        build(checkpoint, load_format="ipc_cache")
+
+
 def test_image_that_no_step_has_room_for_is_told_with_the_option_that_helps(
     checkpoint: Checkpoint,
 ) -> None:

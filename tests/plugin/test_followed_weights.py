@@ -16,7 +16,6 @@ from transformers import CLIPConfig, LlavaConfig
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.errors import WeightsError
 from vllm_litelvlm.plugin.models import weights as module
-from vllm_litelvlm.plugin.models.tower import attention_input
 from vllm_litelvlm.plugin.models.weights import FollowedWeights
 from vllm_litelvlm.vision.guidance import Guidance
 
@@ -204,6 +203,15 @@ def test_reload_from_a_model_with_a_clip_of_its_own_reads_that(
     assert followed.guidance.scorer.projection.weight.unique().tolist() == [2.0]
 
 
+def test_reload_from_a_folder_of_weights_alone_keeps_the_clip(
+    checkpoint: Checkpoint, reads: list[str], tmp_path: Path
+) -> None:
+    followed = Followed(checkpoint)
+    followed.model_config.model = str(tmp_path)
+    followed.load(followed.tensors)
+    assert reads == [str(checkpoint.clip)]
+
+
 def test_weights_that_cannot_be_read_change_nothing(checkpoint: Checkpoint) -> None:
     followed = Followed(checkpoint)
     followed.load(followed.tensors)
@@ -213,10 +221,11 @@ def test_weights_that_cannot_be_read_change_nothing(checkpoint: Checkpoint) -> N
     assert torch.equal(followed.last_norm, before)
 
 
-def test_static_activation_scales_are_refused_by_name() -> None:
-    block = SimpleNamespace(layer_norm1=nn.LayerNorm(64), self_attn=attention(torch.ones(1)))
+def test_static_activation_scales_are_refused_by_name(checkpoint: Checkpoint) -> None:
+    followed = Followed(checkpoint)
+    followed.weights._last_layer.self_attn = attention(torch.ones(1))
     with pytest.raises(WeightsError, match="static activation scales"):
-        attention_input(block)
+        followed.load(followed.tensors)
 
 
 def test_guidance_is_no_part_of_a_models_module_tree() -> None:

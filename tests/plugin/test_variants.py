@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIModelRegistry
+from vllm.entrypoints.pooling.base.serving import PoolingBaseServing
 from vllm.entrypoints.serve.engine.serving import BaseServing
 
 from vllm_litelvlm.errors import CompatibilityError
 from vllm_litelvlm.options import parse_server_options
-from vllm_litelvlm.plugin.variants import asked_variant
+from vllm_litelvlm.plugin.compat import _pass_on
+from vllm_litelvlm.plugin.variants import VARIANT_KEY, asked_variant
 
 pytestmark = pytest.mark.usefixtures("installed")
 
@@ -48,13 +50,15 @@ def check(models: Any, name: str | None) -> tuple[str | None, str | None, bool]:
         ("n:fast", "n", "fast", False),
         ("m:fast:fast", "m:fast:fast", None, False),
         (":fast", ":fast", None, False),
+        ("own:fast", "own:fast", None, True),
+        ("own:fast:v.2", "own:fast", "v.2", True),
         (None, None, None, True),
     ],
 )
 def test_name_is_taken_apart(
     name: str | None, model: str | None, variant: str | None, known: bool
 ) -> None:
-    models = registry("m", "other")
+    models = registry("m", "other", "own:fast")
     models.lora_requests = {"adapter": object(), "my:adapter": object(), "odd:fast": object()}
     assert check(models, name) == (model, variant, known)
 
@@ -75,3 +79,29 @@ def test_another_model_has_no_variants() -> None:
 def test_name_that_is_taken_is_refused() -> None:
     with pytest.raises(CompatibilityError, match="'m:fast' is also the litelvlm variant 'fast'"):
         registry("m", "m:fast")
+
+
+def test_variant_reaches_a_thread_that_renders() -> None:
+    """As vLLM's pooling endpoints render; a context variable does not."""
+    models = registry("m")
+
+    async def run(name: str) -> Any:
+        request: Any = SimpleNamespace(model=name, mm_processor_kwargs={"litelvlm": {"budget": 9}})
+        serving = SimpleNamespace(
+            models=models, _is_model_supported=models.is_base_model, model_config=None
+        )
+        await PoolingBaseServing._check_model(serving, request)  # type: ignore[arg-type]
+        prompt = {"multi_modal_data": {}, "mm_processor_kwargs": request.mm_processor_kwargs}
+        prompt["multi_modal_data"] = {"image": [0]}
+        await asyncio.get_running_loop().run_in_executor(None, _pass_on, prompt)
+        return prompt["mm_processor_kwargs"]
+
+    options = {"litelvlm": {"budget": 9}}
+    assert asyncio.run(run("m:fast")) == {**options, VARIANT_KEY: "fast"}
+    assert asyncio.run(run("m")) == options
+
+
+def test_client_cannot_name_a_variant_by_our_own_key() -> None:
+    prompt = {"multi_modal_data": {"image": [0]}, "mm_processor_kwargs": {VARIANT_KEY: "fast"}}
+    _pass_on(prompt)
+    assert prompt["mm_processor_kwargs"] == {}

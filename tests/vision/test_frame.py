@@ -7,7 +7,8 @@ import pytest
 from PIL import Image, ImageDraw
 from transformers import CLIPImageProcessorPil
 
-from vllm_litelvlm.vision.frame import padded, shown, window
+from vllm_litelvlm.errors import OptionsError
+from vllm_litelvlm.vision.frame import check_shows_squares, padded, shown, window
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 COLOUR = (122, 116, 104)
@@ -80,7 +81,7 @@ def test_patches_of_nothing_but_padding_are_outside_of_the_window(
 
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (900, 300), (333, 334), (200, 200)])
-@pytest.mark.parametrize("frame", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("frame", ["crop", "pad", "stretch", "stretch and crop", "smaller crop"])
 def test_shares_of_what_the_processor_shows_are_mapped_back(
     size: tuple[int, int], frame: str
 ) -> None:
@@ -88,14 +89,13 @@ def test_shares_of_what_the_processor_shows_are_mapped_back(
     middle = (size[0] / 2 - 20, size[1] / 2 - 40, size[0] / 2 + 60, size[1] / 2 + 20)
     picture = Image.new("RGB", size)
     ImageDraw.Draw(picture).rectangle(middle, fill=(255, 255, 255))
-    if frame == "stretch":
-        processor = CLIPImageProcessorPil(
-            size={"height": 336, "width": 336}, do_center_crop=False, do_normalize=False
-        )
-    else:
-        processor = CLIPImageProcessorPil(
-            size={"shortest_edge": 336}, crop_size=336, do_normalize=False
-        )
+    resized = {"height": 336, "width": 336} if "stretch" in frame else {"shortest_edge": 336}
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": 384} if frame == "smaller crop" else resized,
+        crop_size=336,
+        do_center_crop=frame != "stretch",
+        do_normalize=False,
+    )
     seen = padded(picture, (0, 0, 0)) if frame == "pad" else picture
     pixels = np.asarray(processor(seen, return_tensors="np")["pixel_values"][0, 0])
     rows, columns = np.nonzero(pixels > 0.5)
@@ -117,3 +117,9 @@ def test_processor_that_pads_by_itself_is_believed() -> None:
 
     assert shown((400, 200), "crop", Padding()) == (0, -100, 400, 300)
     assert shown((400, 200), "crop") == (100, 0, 300, 200)
+
+
+def test_padding_needs_a_processor_that_shows_all_of_a_square() -> None:
+    check_shows_squares(CLIPImageProcessorPil(size={"shortest_edge": 224}, crop_size=224))
+    with pytest.raises(OptionsError, match=r"'pad', but .* crops squares too \(size .*384"):
+        check_shows_squares(CLIPImageProcessorPil(size={"shortest_edge": 384}, crop_size=336))

@@ -14,7 +14,7 @@ from vllm_litelvlm.errors import CompatibilityError
 from vllm_litelvlm.options import OPTIONS_KEY
 from vllm_litelvlm.plugin.conversation import CONVERSATION_KEY, Conversation
 from vllm_litelvlm.plugin.trace import TRACE
-from vllm_litelvlm.plugin.variants import VARIANT_KEY, asked_variant
+from vllm_litelvlm.plugin.variants import VARIANT_KEY, Variant, asked_variant
 from vllm_litelvlm.plugin.wrap import check_version, wrap
 
 
@@ -196,9 +196,11 @@ def _refuse_unused_options(architectures: Sequence[str], prompt: Any) -> None:
 def _pass_on(prompt: Any) -> None:
     """Hand the processor what this front end knows of the request; no client can."""
     given = dict(prompt.get("mm_processor_kwargs") or {})
+    carried = given.get(VARIANT_KEY)
+    variant = carried if isinstance(carried, Variant) else asked_variant()
     known = {
         CONVERSATION_KEY: prompt.pop(CONVERSATION_KEY, None),
-        VARIANT_KEY: asked_variant() if prompt.get("multi_modal_data") else None,
+        VARIANT_KEY: variant if prompt.get("multi_modal_data") else None,
     }
     for key, value in known.items():
         given.pop(key, None)

@@ -126,6 +126,11 @@ def _check_engine(vllm_config: VllmConfig) -> None:
             "VLLM_USE_RUST_FRONTEND=1 replaces the front end in which litelvlm plans the pruning; "
             "unset it, or serve without --plugin litelvlm."
         )
+    if vllm_config.load_config.load_format == "ipc_cache":
+        raise CompatibilityError(
+            "--load-format ipc_cache shares a model's tensors between processes, and litelvlm's "
+            "are not among them; choose another format, or serve without --plugin litelvlm."
+        )
     lora = vllm_config.lora_config
     if lora is not None and lora.enable_tower_connector_lora:
         raise CompatibilityError(

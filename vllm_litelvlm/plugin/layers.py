@@ -16,6 +16,7 @@ from typing import Literal
 from vllm_litelvlm.options import PruningOptions
 from vllm_litelvlm.plugin.plan import Plan
 from vllm_litelvlm.plugin.turns import Turn
+from vllm_litelvlm.pruning.keep_all import KeepAll
 
 #: A base may end at a block of the KV cache where that leaves the focus between a quarter and twice
 #: of what it was to be.
@@ -104,7 +105,7 @@ def two_layers(
         plans: one an image; base and first focus together have its budget.
         calls: in the order of their places.
         focuses: tokens of each image's focus, where its base ends at no block; an image with none
-            has all of its tokens in one layer.
+            is a base alone, or whole where its plan keeps all.
         patches: of an image.
         block: tokens of a block of the KV cache; 0 where none is kept.
     """
@@ -148,7 +149,8 @@ class _Page:
         self._room += self._patches if plan.window is None else plan.window.patches
         base = _base_tokens(self.tokens, plan.budget, focus, block) if focus else plan.budget
         self._bases.append(base)
-        self._add(Item(image, plan.base_of(base) if focus else plan))
+        whole = isinstance(plan.pruner, KeepAll)
+        self._add(Item(image, plan if whole else plan.base_of(base)))
 
     def answer(self, call: Call) -> None:
         """Add a focus on as many of the newest images as there is room for."""

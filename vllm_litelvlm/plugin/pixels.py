@@ -45,16 +45,17 @@ class Picture:
         self._padding, self._given = padding, image
         self._digest = digest if padding is None else partial(digest, padding=list(padding))
         self.name = None if name is None else self._digest(name=name)
-        self._known = kept.known(self.name) if image is None and self.name is not None else None
+        named = image is None and self.name is not None
+        self._known = kept.key_of(self.name) if named else None
         #: The patches that show it, where padding is all that others show.
-        self.window = self._known[1] if self._known is not None else None
+        self.window = kept.window_of(self.name) if named else None
         if padding is not None and self._image is not None:
             self.window = window(as_image(self._image).size, grid)
 
     @cached_property
     def key(self) -> bytes:
         """Pictures of equal keys have equal pixels."""
-        return self._known[0] if self._known else bytes.fromhex(self._digest(image=self._given))
+        return self._known or bytes.fromhex(self._digest(image=self._given))
 
     @property
     def identity(self) -> str:
@@ -83,7 +84,7 @@ class PixelCache:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._pixels: OrderedDict[bytes, Tensor] = OrderedDict()
-        self._names: OrderedDict[str, tuple[bytes, Window | None]] = OrderedDict()
+        self._names: OrderedDict[str | None, tuple[bytes | None, Window | None]] = OrderedDict()
 
     def get(
         self, pictures: Sequence[Picture], preprocess: Callable[[list[int]], Tensor]
@@ -110,10 +111,15 @@ class PixelCache:
                     self._names.popitem(last=False)
         return [there[key] for key in keys]
 
-    def known(self, name: str) -> tuple[bytes, Window | None] | None:
-        """Key and window of the picture that last had a name, if its pixels are still there."""
-        found = self._names.get(name)
-        return found if found is not None and found[0] in self._pixels else None
+    def key_of(self, name: str | None) -> bytes | None:
+        """The key of the picture that last had a name, if its pixels are still there."""
+        key, _ = self._names.get(name, (None, None))
+        return key if key in self._pixels else None
+
+    def window_of(self, name: str | None) -> Window | None:
+        """The window of the picture that last had a name: vLLM may still have its pixels."""
+        _, found = self._names.get(name, (None, None))
+        return found
 
     def clear(self) -> None:
         """Forget all pixels and names."""

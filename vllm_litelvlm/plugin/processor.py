@@ -42,7 +42,7 @@ from vllm_litelvlm.plugin.turns import Turn
 from vllm_litelvlm.plugin.variants import VARIANT_KEY
 from vllm_litelvlm.pruning.registry import check_texts, method_names, pruner_class, settle_focus
 from vllm_litelvlm.pruning.window import Window
-from vllm_litelvlm.vision.frame import Frame
+from vllm_litelvlm.vision.frame import Frame, check_shows_squares
 from vllm_litelvlm.vision.text import ClipTextTokenizer
 
 ORDERS_FIELD = "litelvlm_orders"
@@ -73,9 +73,14 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         self._image_token_id = config.image_token_index
 
     @cached_property
-    def _mean(self) -> tuple[float, ...]:
-        """The colour that the image processor takes for none, RGB from 0 to 1."""
-        return tuple(self.info.get_hf_processor().image_processor.image_mean)
+    def _padding(self) -> tuple[float, ...]:
+        """The colour that the image processor takes for none, RGB from 0 to 1.
+
+        Raises OptionsError for a processor that does not show all of a square.
+        """
+        processor = self.info.get_hf_processor().image_processor
+        check_shows_squares(processor)
+        return tuple(processor.image_mean)
 
     @cached_property
     def _reader(self) -> InstructionReader:
@@ -145,7 +150,7 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
         digest = partial(MultiModalHasher.hash_kwargs, algorithm, **others)
         names = (inputs.mm_uuid_items or {}).get("image") or [None] * len(images)
-        padding = self._mean if frame == "pad" else None
+        padding = self._padding if frame == "pad" else None
         grid = math.isqrt(self._patches)
         return [
             Picture(image, name, digest, self._pixels, padding, grid)
@@ -168,16 +173,16 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         whole = Plan.decide(options, self._patches)
         focus = settle_focus(options, whole.pruner, whole.budget)
         server.check_request(options, whole.budget)
-        if whole.original:
-            self._check_length(whole, len(prompt), images)
         plans = [Plan.decide(options, self._patches, window) for window in windows]
+        if any(plan.original for plan in plans):
+            self._check_length(plans, len(prompt) - images)
         if focus and prompt.count(self._image_token_id) == images:
             layout = two_layers(
                 prompt,
                 self._image_token_id,
                 plans,
                 list(calls(self._turns(prompt, conversation), options, server.max_texts)),
-                focuses=[settle_focus(options, plan.pruner, plan.budget) for plan in plans],
+                focuses=[_focus(options, plan) for plan in plans],
                 patches=self._patches,
                 block=self._guidance.block,
             )
@@ -213,15 +218,21 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         )
         return self._reader.turns(prompt) if turns is None else turns
 
-    def _check_length(self, plan: Plan, tokens: int, images: int) -> None:
-        """Refuse a prompt that fits only because it is pruned: its last positions do not exist."""
+    def _check_length(self, plans: Sequence[Plan], words: int) -> None:
+        """Refuse a prompt that fits only because it is pruned: its last positions do not exist.
+
+        ``words``: its tokens beside the images.
+        """
         limit = position_limit(self.info.ctx.model_config)
-        positions = tokens + images * (len(plan.pruner.places(self._patches)) - 1)
+        positions = words + sum(
+            len(plan.pruner.places(self._patches)) if plan.original else plan.count
+            for plan in plans
+        )
         if positions > limit:
             raise OptionsError(
-                f"litelvlm option 'positions' is 'original', by which the prompt's {images} images "
-                f"and text take up {positions} positions; allowed: {limit}, as many as the model "
-                "has. Send fewer images, or ask for 'compact'."
+                f"litelvlm option 'positions' is 'original', by which the prompt's {len(plans)} "
+                f"images and text take up {positions} positions; allowed: {limit}, as many as the "
+                "model has. Send fewer images, or ask for 'compact'."
             )
 
     def get_dummy_inputs(self, *args: object, **kwargs: object) -> ProcessorInputs:
@@ -336,6 +347,14 @@ def _refusals() -> Iterator[None]:
         raise VLLMValidationError(
             str(error), parameter=f"mm_processor_kwargs.{OPTIONS_KEY}"
         ) from None
+
+
+def _focus(options: PruningOptions, plan: Plan) -> int:
+    """Tokens of an image's focus; none where little of a padded picture is left for a base."""
+    try:
+        return settle_focus(options, plan.pruner, plan.budget)
+    except OptionsError:
+        return 0
 
 
 def _reads_text(plan: Plan) -> bool:

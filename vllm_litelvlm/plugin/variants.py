@@ -17,6 +17,11 @@ from vllm_litelvlm.plugin.wrap import wrap
 VARIANT_KEY = "litelvlm_variant"
 _SEPARATOR = ":"
 
+
+class Variant(str):
+    """The name of a request's variant where our own code has put it; no client can make one."""
+
+
 _asked: ContextVar[str | None] = ContextVar("litelvlm_variant", default=None)
 
 
@@ -33,7 +38,7 @@ def install() -> None:
     wrap(models, "OpenAIServingModels.model_name", _name_variant)
     wrap("vllm.entrypoints.serve.engine.serving", "BaseServing._check_model", _take_apart)
     pooling = "vllm.entrypoints.pooling.base.serving"
-    wrap(pooling, "PoolingBaseServing._check_model", _take_apart)
+    wrap(pooling, "PoolingBaseServing._check_model", _take_apart_and_carry)
 
 
 def _add_to_base_models(stock: Callable[..., None]) -> Callable[..., None]:
@@ -88,14 +93,30 @@ def _take_apart(stock: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable
     return _check_model
 
 
+def _take_apart_and_carry(stock: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """The same where a request is rendered in a thread, which no context variable reaches."""
+    taken_apart = _take_apart(stock)
+
+    @functools.wraps(stock)
+    async def _check_model(serving: Any, request: Any) -> Any:
+        answer = await taken_apart(serving, request)
+        if (variant := asked_variant()) is not None and hasattr(request, "mm_processor_kwargs"):
+            given = request.mm_processor_kwargs or {}
+            request.mm_processor_kwargs = {**given, VARIANT_KEY: Variant(variant)}
+        return answer
+
+    return _check_model
+
+
 def _parts(models: Any, name: str) -> tuple[str, str | None]:
     """The model or adapter that a name begins with, and the variant that it ends with, if any."""
     known: dict[str, tuple[str, str]] = getattr(models, "registry", models).litelvlm_names
     if name in known:
         return known[name]
-    # Adapters come and go, and may have any name.
+    # Adapters come and go, and they and the model itself may have any name.
     model, _, variant = name.rpartition(_SEPARATOR)
-    if name in models.lora_requests or not model or model in known:
+    is_whole = models.is_base_model(name) or name in models.lora_requests
+    if is_whole or not model or model in known:
         return name, None
     return (model, variant) if variant in _variants(models.model_config) else (name, None)
 

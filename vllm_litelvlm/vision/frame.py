@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from vllm_litelvlm.errors import OptionsError
 from vllm_litelvlm.pruning.window import Window
 
 Frame = Literal["crop", "pad"]
@@ -75,18 +76,43 @@ def shown(size: tuple[int, int], frame: Frame, processor: Any = None) -> Edges:
     Args:
         size: width and height of the picture.
         frame: as it was asked for.
-        processor: the model's image processor, or None for one that crops, as LLaVA-1.5's. One
-            that does not gets the whole picture squeezed into the square, or pads it itself.
+        processor: the model's image processor, in transformers' interface; None for one that
+            resizes the shorter side to the square's and crops the middle, as LLaVA-1.5's.
     """
     width, height = size
-    pads = frame == "pad" or bool(getattr(processor, "do_pad", False))
-    if not pads and processor is not None and not getattr(processor, "do_center_crop", True):
-        return 0.0, 0.0, float(width), float(height)
-    side = max(size) if pads else min(size)
-    left, top = (width - side) / 2, (height - side) / 2
-    if pads:  # the square's sides are whole pixels away
-        left, top = float(-((side - width) // 2)), float(-((side - height) // 2))
-    return left, top, left + side, top + side
+    if frame == "pad" or getattr(processor, "do_pad", False):
+        side = max(size)
+        left, top = -((side - width) // 2), -((side - height) // 2)
+        return float(left), float(top), float(left + side), float(top + side)
+    across, down = _cropped(size, processor)
+    left_edge, top_edge = (width - across) / 2, (height - down) / 2
+    return left_edge, top_edge, left_edge + across, top_edge + down
+
+
+def check_shows_squares(processor: Any) -> None:
+    """Raise OptionsError for a processor of which the middle of a square is all that it shows."""
+    if _cropped((100, 100), processor) != (100, 100):
+        raise OptionsError(
+            "litelvlm option 'frame' is 'pad', but this model's image processor crops squares too "
+            f"(size {dict(processor.size)}, crop_size {dict(processor.crop_size)}). Ask for "
+            "'crop', or give the model a processor that resizes to what it crops."
+        )
+
+
+def _cropped(size: tuple[int, int], processor: Any) -> tuple[float, float]:
+    """Width and height of the middle that a processor shows, in the picture's pixels."""
+    short = min(size)
+    if processor is None:
+        return short, short
+    resized = {name: value for name, value in dict(processor.size).items() if value}
+    if "shortest_edge" in resized:
+        across = down = resized["shortest_edge"] / short  # pixels of the resized a pixel
+    else:
+        across, down = resized["width"] / size[0], resized["height"] / size[1]
+    if not processor.do_center_crop:
+        return float(size[0]), float(size[1])
+    crop = dict(processor.crop_size)
+    return crop["width"] / across, crop["height"] / down
 
 
 def _bounded(size: tuple[int, int]) -> tuple[int, int]:

@@ -74,8 +74,9 @@ def summarise(
     kinds = list(dict.fromkeys(answer.kind for answer in whole.values()))
     unread = {
         kind: _unread([one for one in whole.values() if _is(kind, one)], reads_box)
-        for kind in [ALL_KINDS, *kinds]
+        for kind in kinds
     }
+    unread[ALL_KINDS] = next(filter(None, unread.values()), None)
     named = [(one.name, one.method.label, one.budget) for one in conditions]
     rows: list[Row] = []
     for name, label, budget in [*named, (GUESS, GUESS, None)]:

@@ -80,8 +80,9 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
     def _add_caches(self, guidance: Guidance, dtype: torch.dtype) -> None:
         """Allocate them with the weights, so that vLLM's memory profile finds them taken."""
         server = self._guidance_config.server
-        default = build_pruner(server.defaults.method, server.defaults.parameters)
-        guidance.add_feature_cache(int(server.feature_cache_gb * 2**30), dtype, default.needs)
+        pruners = [build_pruner(one.method, one.parameters) for one in server.sets.values()]
+        needs = frozenset().union(*(pruner.needs for pruner in pruners))
+        guidance.add_feature_cache(int(server.feature_cache_gb * 2**30), dtype, needs)
         guidance.add_text_cache(server.text_cache)
         guidance.add_base_cache(_BASES)
 

@@ -12,6 +12,9 @@ from vllm.model_executor.models.clip import CLIPVisionTransformer
 from vllm_litelvlm.errors import WeightsError
 from vllm_litelvlm.pruning.base import to_device
 
+#: Where vLLM keeps the steps of quantised activations that are known before.
+_FIXED_STEPS = ("input_scale", "input_global_scale")
+
 
 @dataclass(frozen=True)
 class VllmTower:
@@ -68,19 +71,13 @@ def attention_input(block: Any) -> dict[str, Tensor]:
     """The weights of a CLIPEncoderLayer's first norm, query and key, as the block computes them.
 
     Whole on every rank. A quantised projection, and one that vLLM has packed, are read by what they
-    make of unit vectors. Raises WeightsError where activations are quantised in fixed steps, which
-    would not return those.
+    make of unit vectors (:func:`check_attention_input`).
 
     Returns:
         ``norm``, ``query`` and ``key``, each with ``.weight`` and ``.bias``, in any dtype.
     """
     attention, norm = block.self_attn, block.layer_norm1
     linear = attention.qkv_proj
-    if getattr(linear, "input_scale", None) is not None:
-        raise WeightsError(
-            "The model's vision tower is quantised with static activation scales, which litelvlm "
-            "cannot see through. Leave the tower unquantised, or its activations dynamic."
-        )
     width = len(norm.weight)
     units = torch.eye(width, dtype=norm.weight.dtype, device=norm.weight.device)
     weights = linear.quant_method.apply(linear, units, None).T
@@ -96,3 +93,16 @@ def attention_input(block: Any) -> dict[str, Tensor]:
             for name, part in parts.items()
         }
     return {"norm.weight": norm.weight, "norm.bias": norm.bias, **parts}
+
+
+def check_attention_input(block: Any) -> None:
+    """Raise WeightsError where activations are quantised in fixed steps.
+
+    :func:`attention_input` could not read such a projection: a unit vector would not come through.
+    """
+    linear = block.self_attn.qkv_proj
+    if any(getattr(linear, name, None) is not None for name in _FIXED_STEPS):
+        raise WeightsError(
+            "The model's vision tower is quantised with static activation scales, which litelvlm "
+            "cannot see through. Leave the tower unquantised, or its activations dynamic."
+        )

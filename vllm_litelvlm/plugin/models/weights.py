@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 from vllm.config import VllmConfig
 
 from vllm_litelvlm.plugin.config import GuidanceConfig
-from vllm_litelvlm.plugin.models.tower import attention_input
+from vllm_litelvlm.plugin.models.tower import attention_input, check_attention_input
 from vllm_litelvlm.vision.checkpoint import find_clip_model
 from vllm_litelvlm.vision.guidance import Guidance
 from vllm_litelvlm.vision.quantised import dequantised
@@ -48,6 +48,7 @@ class FollowedWeights:
 
         A load of the whole tower is a fresh start. Raises WeightsError for what cannot be read.
         """
+        check_attention_input(self._last_layer)
         tap = TowerTap(self._clip.names)
         loaded = set(stock(tap(weights)))
         if tap.saw_tower:
@@ -69,17 +70,21 @@ class FollowedWeights:
             if not self._clip.complete and not self._is_dummy:
                 # Loaders that copy a model's state have called no load_weights.
                 self._clip.load({}, self._clip_model(), whole=False)
-            layer = self._tower.vision_model.encoder.layers[-1]
-            self._guidance.scorer.follow(attention_input(layer))
+            self._guidance.scorer.follow(attention_input(self._last_layer))
             self._follows = True
         return self._guidance
 
     def buffers(self) -> Iterator[tuple[str, Tensor]]:
-        """Guidance's weights by names of their own."""
+        """All that guidance computes with, by names of its own."""
         for name in ("scorer", "text_tower"):
             module: nn.Module = getattr(self._guidance, name)
-            for own, parameter in module.named_parameters():
-                yield f"litelvlm.{name}.{own}", parameter
+            for own, tensor in (*module.named_parameters(), *module.named_buffers()):
+                yield f"litelvlm.{name}.{own}", tensor
+
+    @property
+    def _last_layer(self) -> Any:
+        """The feature layer, the last that vLLM's tower has."""
+        return self._tower.vision_model.encoder.layers[-1]
 
     def _is_whole(self, loaded: set[str]) -> bool:
         """Whether a load brought all that the tower computes with."""
@@ -96,7 +101,9 @@ class FollowedWeights:
             return self._given.clip_model
         try:
             fields, _ = PretrainedConfig.get_config_dict(model)
-        except OSError:  # weights alone
+        except OSError:
+            fields = {}
+        if not fields:  # weights alone
             return self._given.clip_model
         config = type(self._model_config.hf_config).from_dict(fields)
         return find_clip_model(self._given.server.clip_model, config, model)

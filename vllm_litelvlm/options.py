@@ -10,6 +10,7 @@ common to every method and live here. The rest belong to one method; they travel
 (:mod:`vllm_litelvlm.pruning.registry`).
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ _VARIANTS = (
     'an object of names to sets of pruning options, such as {"fast": {"budget": 64}}; a name '
     "consists of letters, digits, '.', '_' and '-'"
 )
+_OWN_NAME = "served_model_name"
 _VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -83,6 +85,8 @@ class PruningOptions(StrictModel):
     @field_validator("budget", mode="before")
     @classmethod
     def _budget_is_count_or_fraction(cls, budget: object) -> object:
+        if isinstance(budget, float) and budget > 1:
+            budget = _whole(budget)
         is_count = isinstance(budget, int) and not isinstance(budget, bool) and budget >= 1
         if not (is_count or (isinstance(budget, float) and 0 < budget <= 1)):
             raise ValueError(_BUDGET)
@@ -111,10 +115,18 @@ class PruningOptions(StrictModel):
             return max(1, math.floor(self.budget * shown + 0.5))
         if self.budget > patches:
             raise OptionsError(
-                f"litelvlm option 'budget' is {_shown(self.budget)}; allowed: at most {patches}, "
+                f"litelvlm option 'budget' is {as_json(self.budget)}; allowed: at most {patches}, "
                 "the number of this image's visual tokens (which keeps them all)."
             )
         return min(self.budget, shown)
+
+
+class VariantOptions(PruningOptions):
+    """A variant's options, and a name of its own to serve it by, beside MODEL:VARIANT."""
+
+    served_model_name: str | None = Field(
+        None, min_length=1, description="a name for the variant that no other model here has"
+    )
 
 
 class ServerOptions(StrictModel):
@@ -144,7 +156,7 @@ class ServerOptions(StrictModel):
         0.25, ge=0, description="a number of GiB from 0 (no cache) for preprocessed images"
     )
     request_options: bool = Field(True, description="true or false")
-    variants: dict[str, PruningOptions] = Field(default_factory=dict, description=_VARIANTS)
+    variants: dict[str, VariantOptions] = Field(default_factory=dict, description=_VARIANTS)
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -182,7 +194,7 @@ class ServerOptions(StrictModel):
         """
         if self.methods is not None and options.method not in self.methods:
             raise OptionsError(
-                f"litelvlm option 'method' is {_shown(options.method)}; this server allows "
+                f"litelvlm option 'method' is {as_json(options.method)}; this server allows "
                 f"{', '.join(self.methods)}."
             )
         highest = self.max_budget
@@ -193,7 +205,7 @@ class ServerOptions(StrictModel):
             )
         if options.positions == "original" and not self.original_positions:
             raise OptionsError(
-                "litelvlm option 'positions' is 'original', which this server was not started "
+                "litelvlm option 'positions' is \"original\", which this server was not started "
                 "for: that takes --additional-config "
                 '\'{"litelvlm": {"positions": "original"}}\'. Leave it out, or ask for "compact".'
             )
@@ -216,14 +228,14 @@ def parse_request_options(data: object, server: ServerOptions) -> PruningOptions
     """Merge a request's options over the server's. ``data`` is the request's JSON value or None.
 
     Method parameters and ``focus`` of the server hold for the server's own method only: a request
-    that names another method starts from the defaults.
+    that names another method starts from the defaults. What is null was not given.
     """
     if data is None:
         return server.defaults
     given = _as_mapping(data, "the request's litelvlm options")
     if given and not server.request_options:
         raise OptionsError(
-            f"litelvlm options {_shown(sorted(given))} were sent, but this server does not take "
+            f"litelvlm options {as_json(sorted(given))} were sent, but this server does not take "
             "options from requests; leave them out."
         )
     return _parse_pruning_options(given, server.defaults)
@@ -250,10 +262,11 @@ def parse_server_options(data: object) -> ServerOptions:
 def parse(model: type[Model], data: Mapping[str, Any], known: tuple[str, ...] = ()) -> Model:
     """Validate ``data`` as ``model``, turning the first fault into an OptionsError sentence.
 
-    ``known`` names further options for the sentence about an unknown one.
+    ``known`` names further options for the sentence about an unknown one. Null is "not given" and
+    64.0 a whole number, as data frames write them.
     """
     try:
-        return model.model_validate(dict(data))
+        return model.model_validate(_as_meant(model, data))
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         if not fault["loc"]:  # what a model says of its options together
@@ -262,11 +275,12 @@ def parse(model: type[Model], data: Mapping[str, Any], known: tuple[str, ...] = 
         if fault["type"] == "extra_forbidden":
             names = ", ".join(sorted({*model.model_fields, *known}))
             raise OptionsError(
-                f"litelvlm option {_shown(name)} is unknown; allowed: {names}."
+                f"litelvlm option {as_json(name)} is unknown; allowed: {names}."
             ) from None
         allowed = model.model_fields[name].description or fault["msg"]
         raise OptionsError(
-            f"litelvlm option '{name}' is {_shown(fault['input'])}; allowed: {allowed}."
+            f"litelvlm option '{name}' is {as_json(fault['input'])}; allowed: {allowed}."
+            f"{_unquoted(fault['input'])}"
         ) from None
 
 
@@ -274,25 +288,57 @@ COMMON_OPTIONS = tuple(name for name in PruningOptions.model_fields if name != "
 SERVER_OPTIONS = tuple(name for name in ServerOptions.model_fields if name != "defaults")
 
 
-def _parse_variants(given: object, defaults: PruningOptions) -> dict[str, PruningOptions]:
+def _as_meant(model: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as Python has them: without those that are null, floats as integers where meant."""
+    meant = dict(data)
+    for name, field in model.model_fields.items():
+        if name in meant and meant[name] is None:
+            del meant[name]
+        elif name in meant and field.annotation in (int, int | None):
+            meant[name] = _whole(meant[name])
+    return meant
+
+
+def _whole(number: object) -> object:
+    """64.0 as 64; anything else as it is."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+def _unquoted(value: object) -> str:
+    """A hint where a number, true or false stands in quotes."""
+    try:
+        inner = json.loads(value) if isinstance(value, str) else None
+    except ValueError:
+        return ""
+    return f" Write it without quotes: {value}." if isinstance(inner, bool | int | float) else ""
+
+
+def _parse_variants(given: object, defaults: PruningOptions) -> dict[str, VariantOptions]:
     """Every variant's options over the server's own."""
-    variants = {}
-    for name, options in _as_mapping(given, "litelvlm option 'variants'", _VARIANTS).items():
+    variants: dict[str, VariantOptions] = {}
+    for name, value in _as_mapping(given, "litelvlm option 'variants'", _VARIANTS).items():
         if not _VARIANT_NAME.fullmatch(name):
             raise OptionsError(
-                f"litelvlm option 'variants' has the name {_shown(name)}; allowed: {_VARIANTS}."
+                f"litelvlm option 'variants' has the name {as_json(name)}; allowed: {_VARIANTS}."
             )
-        what = f"the options of litelvlm variant {name!r}"
+        options = dict(_as_mapping(value, f"the options of litelvlm variant {name!r}"))
         try:
-            variants[name] = _parse_pruning_options(_as_mapping(options, what), defaults)
+            own = {_OWN_NAME: options.pop(_OWN_NAME, None)}
+            pruning = _parse_pruning_options(options, defaults)
+            variants[name] = parse(VariantOptions, {**dict(pruning), **own})
         except OptionsError as error:
             raise OptionsError(f"Variant {name!r}: {error}") from None
     return variants
 
 
 def _parse_pruning_options(given: Mapping[str, Any], base: PruningOptions) -> PruningOptions:
-    common = {name: value for name, value in given.items() if name in COMMON_OPTIONS}
-    own = {name: value for name, value in given.items() if name not in COMMON_OPTIONS}
+    said = {
+        name: value
+        for name, value in given.items()
+        if value is not None or name not in (*COMMON_OPTIONS, *base.parameters)
+    }
+    common = {name: value for name, value in said.items() if name in COMMON_OPTIONS}
+    own = {name: value for name, value in said.items() if name not in COMMON_OPTIONS}
     same_method = common.get("method", base.method) == base.method
     parameters = {**base.parameters, **own} if same_method else own
     inherited = {name: getattr(base, name) for name in COMMON_OPTIONS}
@@ -307,12 +353,23 @@ def _as_mapping(
     allowed: str = 'an object such as {"budget": 128, "texts": ["the red car"]}',
 ) -> Mapping[str, Any]:
     if not isinstance(data, Mapping) or not all(isinstance(key, str) for key in data):
-        raise OptionsError(f"{what} are {_shown(data)}; allowed: {allowed}.")
+        hint = " Send the object itself, not a text that holds it." if _holds_object(data) else ""
+        raise OptionsError(f"{what} are {as_json(data)}; allowed: {allowed}.{hint}")
     return data
 
 
-def _shown(value: object, longest: int = 80) -> str:
+def _holds_object(data: object) -> bool:
     try:
+        return isinstance(data, str) and isinstance(json.loads(data), dict)
+    except ValueError:
+        return False
+
+
+def as_json(value: object, longest: int = 80) -> str:
+    """A value as JSON has it, for a sentence; cut where it is long."""
+    try:
+        text = _valid_unicode(json.dumps(value, ensure_ascii=False))
+    except TypeError:  # no JSON
         text = repr(value)
     except ValueError:  # Python does not write whole numbers of thousands of digits
         text = "a number of too many digits"

@@ -100,8 +100,8 @@ class TransformersBackend:
             return self._prune_before(question, options)
         if options.frame == "pad":
             raise OptionsError(
-                f"litelvlm option 'frame' is 'pad', but method {options.method!r} prunes inside "
-                "the language model, which then sees the padding. Choose 'crop', or another method."
+                f"litelvlm option 'frame' is \"pad\", but method {options.method!r} prunes inside "
+                'the language model, which then sees the padding. Choose "crop", or another method.'
             )
         patches = self.grid**2
         pruner = build_decoder_pruner(options.method, options.parameters)

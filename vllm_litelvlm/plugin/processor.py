@@ -230,9 +230,9 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         )
         if positions > limit:
             raise OptionsError(
-                f"litelvlm option 'positions' is 'original', by which the prompt's {len(plans)} "
+                f"litelvlm option 'positions' is \"original\", by which the prompt's {len(plans)} "
                 f"images and text take up {positions} positions; allowed: {limit}, as many as the "
-                "model has. Send fewer images, or ask for 'compact'."
+                'model has. Send fewer images, or ask for "compact".'
             )
 
     def get_dummy_inputs(self, *args: object, **kwargs: object) -> ProcessorInputs:

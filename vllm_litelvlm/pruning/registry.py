@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm_litelvlm import __version__
 from vllm_litelvlm.errors import OptionsError
-from vllm_litelvlm.options import COMMON_OPTIONS, PruningOptions, parse
+from vllm_litelvlm.options import COMMON_OPTIONS, PruningOptions, as_json, parse
 from vllm_litelvlm.pruning.base import Pruner, Signal
 from vllm_litelvlm.pruning.decoder import DecoderPruner
 from vllm_litelvlm.pruning.keep_all import KeepAll
@@ -54,8 +54,8 @@ def pruner_class(name: str) -> type[Pruner]:
     """The class of a method. Raises OptionsError naming the methods there are."""
     if name in _DECODER:
         raise OptionsError(
-            f"litelvlm option 'method' is {name!r}, which prunes inside the language model by its "
-            "attention maps; paged attention does not give them, so it runs only in the "
+            f"litelvlm option 'method' is {as_json(name)}, which prunes inside the language model "
+            "by its attention maps; paged attention does not give them, so it runs only in the "
             f"evaluation, with transformers. Allowed here: {', '.join(method_names())}."
         )
     if name in _BUILT_IN:
@@ -64,7 +64,8 @@ def pruner_class(name: str) -> type[Pruner]:
         entries = entry_points(group=ENTRY_POINT_GROUP, name=name)
         if not entries:
             raise OptionsError(
-                f"litelvlm option 'method' is {name[:80]!r}; allowed: {', '.join(method_names())}."
+                f"litelvlm option 'method' is {as_json(name)}; "
+                f"allowed: {', '.join(method_names())}."
             )
         found = next(iter(entries)).load()
     if not (isinstance(found, type) and issubclass(found, Pruner)):
@@ -105,8 +106,8 @@ def settle(
     pruner = build_pruner(options.method, options.parameters)
     if options.frame == "pad" and Signal.TOWER in pruner.needs:
         raise OptionsError(
-            f"litelvlm option 'frame' is 'pad', but method {pruner.name!r} merges tokens inside "
-            "the vision tower, where padding cannot be left out. Choose another method, or 'crop'."
+            f"litelvlm option 'frame' is \"pad\", but method {pruner.name!r} merges tokens inside "
+            'the vision tower, where padding cannot be left out. Choose another method, or "crop".'
         )
     shown = patches if window is None else window.patches
     budget = options.budget_tokens(patches, shown)
@@ -142,8 +143,8 @@ def check_texts(method: str, texts: Sequence[str]) -> None:
     """Raise OptionsError for a method that chooses by the text alone where there is none."""
     if not texts and pruner_class(method).requires_text:
         raise OptionsError(
-            f"litelvlm option 'method' is {method!r}, which chooses by the text alone, but the "
-            "request has none; write one, name it in 'texts', or choose another method."
+            f"litelvlm option 'method' is {as_json(method)}, which chooses by the text alone, but "
+            "the request has none; write one, name it in 'texts', or choose another method."
         )
 
 

@@ -93,9 +93,9 @@ def check_shows_squares(processor: Any) -> None:
     """Raise OptionsError for a processor of which the middle of a square is all that it shows."""
     if _cropped((100, 100), processor) != (100, 100):
         raise OptionsError(
-            "litelvlm option 'frame' is 'pad', but this model's image processor crops squares too "
-            f"(size {dict(processor.size)}, crop_size {dict(processor.crop_size)}). Ask for "
-            "'crop', or give the model a processor that resizes to what it crops."
+            "litelvlm option 'frame' is \"pad\", but this model's image processor crops squares "
+            f"too (size {dict(processor.size)}, crop_size {dict(processor.crop_size)}). Ask for "
+            '"crop", or give the model a processor that resizes to what it crops.'
         )
 
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from vllm_litelvlm.errors import LiteLVLMError, OptionsError
 from vllm_litelvlm.options import (
     COMMON_OPTIONS,
+    SERVER_OPTIONS,
     PruningOptions,
     ServerOptions,
     parse_request_options,
@@ -62,7 +63,6 @@ def test_server_options_hold_where_a_request_sets_nothing(nothing: Any) -> None:
         ("budget", 64, 64),
         ("budget", 0.5, 0.5),
         ("texts", ["a dog", "a cat"], ("a dog", "a cat")),
-        ("texts", None, None),
         ("guide", "first", "first"),
         ("method", "random", "random"),
     ],
@@ -128,6 +128,7 @@ def test_server_options_survive_json() -> None:
         (0.1, 4, 1),  # 0.4: at least 1
         (1e-300, 576, 1),
         (1.0, 576, 576),
+        (64.0, 576, 64),
         (math.nextafter(1, 0), 576, 576),
     ],
 )
@@ -157,12 +158,10 @@ def test_count_above_the_images_tokens_is_refused(budget: int) -> None:
         -0.0,
         -0.5,
         1.0000001,
-        64.0,
+        64.5,
         True,
         False,
-        None,
-        "64",
-        "0.5",
+        "many",
         [64],
         {"a": 1},
         math.nan,
@@ -172,7 +171,14 @@ def test_count_above_the_images_tokens_is_refused(budget: int) -> None:
 )
 def test_other_budget_is_refused_by_naming_it(budget: Any) -> None:
     assert refusal({"budget": budget}) == (
-        f"litelvlm option 'budget' is {budget!r}; allowed: {BUDGET}."
+        f"litelvlm option 'budget' is {json.dumps(budget)}; allowed: {BUDGET}."
+    )
+
+
+@pytest.mark.parametrize("budget", ["64", "0.5", "1e2"])
+def test_budget_in_quotes_is_refused_with_a_hint(budget: str) -> None:
+    assert refusal({"budget": budget}).endswith(
+        f"'budget' is \"{budget}\"; allowed: {BUDGET}. Write it without quotes: {budget}."
     )
 
 
@@ -214,12 +220,12 @@ def test_texts_are_one_text_or_a_list(texts: Any, parsed: tuple[str, ...]) -> No
         True,
         {"a": "b"},
         b"a",
-        ["a", b"b"],
         {"a"},
     ],
 )
 def test_other_texts_are_refused_by_naming_them(texts: Any) -> None:
-    assert refusal({"texts": texts}) == (f"litelvlm option 'texts' is {texts!r}; allowed: {TEXTS}.")
+    shown = repr(texts) if isinstance(texts, bytes | set) else json.dumps(texts, ensure_ascii=False)
+    assert refusal({"texts": texts}) == (f"litelvlm option 'texts' is {shown}; allowed: {TEXTS}.")
 
 
 @pytest.mark.parametrize(
@@ -249,11 +255,9 @@ def test_surrogates_that_only_a_python_caller_can_make_are_joined() -> None:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"guide": "any"}, '\'guide\' is \'any\'; allowed: "last", "first" or "all"'),
-        ({"guide": "LAST"}, '\'guide\' is \'LAST\'; allowed: "last", "first" or "all"'),
-        ({"guide": None}, '\'guide\' is None; allowed: "last", "first" or "all"'),
+        ({"guide": "any"}, '\'guide\' is "any"; allowed: "last", "first" or "all"'),
+        ({"guide": "LAST"}, '\'guide\' is "LAST"; allowed: "last", "first" or "all"'),
         ({"method": 3}, "'method' is 3; allowed: the name of a pruning method"),
-        ({"method": None}, "'method' is None; allowed: the name of a pruning method"),
     ],
 )
 def test_other_guide_or_method_is_refused(given: dict[str, Any], sentence: str) -> None:
@@ -265,19 +269,17 @@ def test_other_guide_or_method_is_refused(given: dict[str, Any], sentence: str) 
     [
         ("litelvlm", {"share": 1.5}, "1.5", "a number from 0 to 1, or null"),
         ("litelvlm", {"share": -0.1}, "-0.1", "a number from 0 to 1, or null"),
-        ("litelvlm", {"share": math.nan}, "nan", "a number from 0 to 1, or null"),
-        ("litelvlm", {"share": "0.5"}, "'0.5'", "a number from 0 to 1, or null"),
-        ("litelvlm", {"share": True}, "True", "a number from 0 to 1, or null"),
-        ("litelvlm", {"variant": "arxiv"}, "'arxiv'", '"paper" or "reference"'),
-        ("litelvlm", {"variant": None}, "None", '"paper" or "reference"'),
-        ("litelvlm", {"direction": "up"}, "'up'", '"low" '),
+        ("litelvlm", {"share": math.nan}, "NaN", "a number from 0 to 1, or null"),
+        ("litelvlm", {"share": "0.5"}, '"0.5"', "a number from 0 to 1, or null"),
+        ("litelvlm", {"share": True}, "true", "a number from 0 to 1, or null"),
+        ("litelvlm", {"variant": "arxiv"}, '"arxiv"', '"paper" or "reference"'),
+        ("litelvlm", {"direction": "up"}, '"up"', '"low" '),
         ("litelvlm", {"context": 1}, "1", "true or false"),
-        ("litelvlm", {"order": "random"}, "'random'", '"raster", "context_first", or null'),
-        ("context", {"variant": "both"}, "'both'", '"paper" '),
+        ("litelvlm", {"order": "random"}, '"random"', '"raster", "context_first", or null'),
+        ("context", {"variant": "both"}, '"both"', '"paper" '),
         ("random", {"seed": -1}, "-1", "a whole number from 0"),
         ("random", {"seed": 2**63}, str(2**63), "a whole number from 0"),
-        ("random", {"seed": 1.0}, "1.0", "a whole number from 0"),
-        ("random", {"seed": None}, "None", "a whole number from 0"),
+        ("random", {"seed": 1.5}, "1.5", "a whole number from 0"),
     ],
 )
 def test_parameter_of_a_method_is_refused_by_naming_it(
@@ -319,13 +321,47 @@ def test_request_cannot_reach_what_is_not_its_own(name: str) -> None:
 @pytest.mark.parametrize("data", [[], "budget", 5, True, [{"budget": 1}], {1: 2}, {None: 1}])
 def test_options_that_are_no_object_are_refused(data: Any) -> None:
     sentence = 'allowed: an object such as {"budget": 128, "texts": ["the red car"]}.'
-    assert refusal(data) == f"the request's litelvlm options are {data!r}; {sentence}"
-    assert server_refusal(data) == f"the server's litelvlm options are {data!r}; {sentence}"
+    shown = json.dumps(data)
+    assert refusal(data) == f"the request's litelvlm options are {shown}; {sentence}"
+    assert server_refusal(data) == f"the server's litelvlm options are {shown}; {sentence}"
+
+
+def test_object_in_a_text_is_refused_with_a_hint() -> None:
+    assert refusal('{"budget": 64}').endswith("Send the object itself, not a text that holds it.")
+
+
+NULLS: dict[str, Any] = dict.fromkeys([*COMMON_OPTIONS, "share", "order", "direction"])
+
+
+def test_null_was_not_given() -> None:
+    options = parse_request_options(NULLS, SERVER)
+    assert [getattr(options, name) for name in COMMON_OPTIONS] == [
+        getattr(SERVER.defaults, name) for name in COMMON_OPTIONS
+    ]
+    assert build_pruner("litelvlm", options.parameters) == build_pruner(
+        "litelvlm", SERVER.defaults.parameters
+    )
+    assert parse_server_options(dict.fromkeys(SERVER_OPTIONS)) == ServerOptions()
+    other = parse_request_options({**NULLS, "method": "random", "seed": None}, SERVER)
+    assert build_pruner(other.method, {"seed": None}) == build_pruner("random", {})
+
+
+def test_null_of_an_unknown_option_is_refused_like_any_other_value() -> None:
+    options = parse_request_options({"bugdet": None}, ServerOptions())
+    with pytest.raises(OptionsError, match="'bugdet' is unknown"):
+        build_pruner(options.method, options.parameters)
+
+
+def test_whole_numbers_may_be_written_as_floats() -> None:
+    assert build_pruner("random", {"seed": 3.0}) == build_pruner("random", {"seed": 3})
+    assert parse_server_options({"max_budget": 192.0, "max_texts": 8.0}) == parse_server_options(
+        {"max_budget": 192, "max_texts": 8}
+    )
 
 
 def test_long_value_is_shown_by_its_beginning_and_length() -> None:
     sentence = refusal({"budget": "9" * 10_000})
-    assert "'999" in sentence
+    assert '"999' in sentence
     assert "... (10002 characters)" in sentence
     assert len(sentence) < 300
 
@@ -342,18 +378,17 @@ def test_refusal_is_one_of_our_errors_which_pydantic_passes_on_as_it_is() -> Non
     ("given", "value", "allowed"),
     [
         ({"min_budget": 0}, "0", "a whole number from 1"),
-        ({"min_budget": None}, "None", "a whole number from 1"),
         ({"min_budget": 0.5}, "0.5", "a whole number from 1"),
         ({"max_budget": 0}, "0", "a whole number from 1"),
-        ({"max_budget": True}, "True", "a whole number from 1"),
+        ({"max_budget": True}, "true", "a whole number from 1"),
         ({"max_texts": 0}, "0", "a whole number from 1"),
-        ({"max_texts": "3"}, "'3'", "a whole number from 1"),
+        ({"max_texts": "3"}, '"3"', "a whole number from 1"),
         ({"max_text_length": 0}, "0", "a whole number of characters from 1"),
-        ({"methods": "litelvlm"}, "'litelvlm'", "a non-empty list of method names"),
+        ({"methods": "litelvlm"}, '"litelvlm"', "a non-empty list of method names"),
         ({"methods": [1]}, "1", "a non-empty list of method names"),
         ({"request_options": 0}, "0", "true or false"),
-        ({"request_options": "true"}, "'true'", "true or false"),
-        ({"clip_model": ""}, "''", "the name on the Hugging Face hub, or the folder"),
+        ({"request_options": "true"}, '"true"', "true or false"),
+        ({"clip_model": ""}, '""', "the name on the Hugging Face hub, or the folder"),
         ({"clip_model": 5}, "5", "the name on the Hugging Face hub, or the folder"),
         ({"max_budget": 32, "min_budget": 64}, "32", "at least min_budget, 64"),
         ({"budget": 0}, "0", BUDGET),
@@ -413,7 +448,7 @@ def test_focus_of_the_server_holds_for_its_own_method() -> None:
     assert parse_request_options({"focus": 0}, server).focus == 0
 
 
-@pytest.mark.parametrize("focus", [-0.1, 1, 1.5, "0.5", None, True, float("nan")])
+@pytest.mark.parametrize("focus", [-0.1, 1, 1.5, "0.5", True, float("nan")])
 def test_focus_that_is_no_share_is_refused(focus: object) -> None:
     with pytest.raises(OptionsError, match=r"'focus' is .*; allowed: a number from 0"):
         parse_request_options({"focus": focus}, ServerOptions())
@@ -447,9 +482,11 @@ def test_original_positions_are_refused_where_the_server_was_not_started_for_the
     assert parse_request_options({"budget": 64}, plain).positions == "compact"
     for server, options in ((placing, original), (placing, compact), (plain, compact)):
         server.check_request(options, 64)
-    with pytest.raises(OptionsError, match="'positions' is 'original', which this server was not"):
+    with pytest.raises(
+        OptionsError, match="'positions' is \"original\", which this server was not"
+    ):
         plain.check_request(original, 64)
-    with pytest.raises(OptionsError, match="'positions' is 'own'; allowed: \"compact\" or"):
+    with pytest.raises(OptionsError, match='\'positions\' is "own"; allowed: "compact" or'):
         parse_request_options({"positions": "own"}, plain)
 
 
@@ -475,7 +512,7 @@ def test_server_may_refuse_every_request_option() -> None:
     server = parse_server_options({"request_options": False, "budget": 64})
     assert parse_request_options(None, server).budget == 64
     sentence = refusal({"texts": "a", "budget": 64}, server)
-    assert "['budget', 'texts'] were sent" in sentence
+    assert '["budget", "texts"] were sent' in sentence
     assert "does not take options from requests; leave them out" in sentence
 
 
@@ -515,12 +552,15 @@ def test_variant_is_a_set_of_options_over_the_servers_own() -> None:
 @pytest.mark.parametrize(
     ("variants", "sentence"),
     [
-        ("fast", r"option 'variants' are 'fast'; allowed: an object of names to sets"),
-        ({"": {}}, r"has the name ''; allowed: .*letters, digits"),
-        ({"a:b": {}}, r"has the name 'a:b'; allowed: .*letters, digits"),
+        ("fast", r"""option 'variants' are "fast"; allowed: an object of names to sets"""),
+        ({"": {}}, r"""has the name ""; allowed: .*letters, digits"""),
+        ({"a:b": {}}, r"""has the name "a:b"; allowed: .*letters, digits"""),
         ({"fast": 64}, r"Variant 'fast': the options of litelvlm variant 'fast' are 64; allowed"),
         ({"fast": {"budget": 0}}, r"Variant 'fast': litelvlm option 'budget' is 0; allowed"),
-        ({"fast": {"budget": 64, "guide": "?"}}, r"Variant 'fast': .* 'guide' is '\?'; allowed"),
+        (
+            {"fast": {"budget": 64, "guide": "?"}},
+            r"""Variant 'fast': .* 'guide' is "\?"; allowed""",
+        ),
     ],
 )
 def test_variant_that_is_not_allowed_is_named(variants: object, sentence: str) -> None:

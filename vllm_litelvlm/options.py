@@ -249,7 +249,7 @@ def parse_server_options(data: object) -> ServerOptions:
     own = {name: value for name, value in given.items() if name in SERVER_OPTIONS}
     pruning = {name: value for name, value in given.items() if name not in SERVER_OPTIONS}
     defaults = _parse_pruning_options(pruning, PruningOptions())
-    variants = _parse_variants(own.pop("variants", {}), defaults)
+    variants = _parse_variants(own.pop("variants", None), defaults)
     server = parse(ServerOptions, {**own, "defaults": defaults, "variants": variants})
     if server.max_budget is not None and server.max_budget < server.min_budget:
         raise OptionsError(
@@ -275,7 +275,7 @@ def parse(model: type[Model], data: Mapping[str, Any], known: tuple[str, ...] = 
         if fault["type"] == "extra_forbidden":
             names = ", ".join(sorted({*model.model_fields, *known}))
             raise OptionsError(
-                f"litelvlm option {as_json(name)} is unknown; allowed: {names}."
+                f"litelvlm option {_quoted(name)} is unknown; allowed: {names}."
             ) from None
         allowed = model.model_fields[name].description or fault["msg"]
         raise OptionsError(
@@ -307,7 +307,7 @@ def _whole(number: object) -> object:
 def _unquoted(value: object) -> str:
     """A hint where a number, true or false stands in quotes."""
     try:
-        inner = json.loads(value) if isinstance(value, str) else None
+        inner = json.loads(value) if isinstance(value, str) and len(value) < 20 else None
     except ValueError:
         return ""
     return f" Write it without quotes: {value}." if isinstance(inner, bool | int | float) else ""
@@ -316,13 +316,15 @@ def _unquoted(value: object) -> str:
 def _parse_variants(given: object, defaults: PruningOptions) -> dict[str, VariantOptions]:
     """Every variant's options over the server's own."""
     variants: dict[str, VariantOptions] = {}
+    if given is None:
+        return variants
     for name, value in _as_mapping(given, "litelvlm option 'variants'", _VARIANTS).items():
         if not _VARIANT_NAME.fullmatch(name):
             raise OptionsError(
                 f"litelvlm option 'variants' has the name {as_json(name)}; allowed: {_VARIANTS}."
             )
-        options = dict(_as_mapping(value, f"the options of litelvlm variant {name!r}"))
         try:
+            options = dict(_as_mapping(value, f"the options of litelvlm variant {name!r}"))
             own = {_OWN_NAME: options.pop(_OWN_NAME, None)}
             pruning = _parse_pruning_options(options, defaults)
             variants[name] = parse(VariantOptions, {**dict(pruning), **own})
@@ -374,6 +376,11 @@ def as_json(value: object, longest: int = 80) -> str:
     except ValueError:  # Python does not write whole numbers of thousands of digits
         text = "a number of too many digits"
     return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"
+
+
+def _quoted(name: str) -> str:
+    """An option's name for a sentence."""
+    return "'" + as_json(name).replace('"', "") + "'"
 
 
 def _valid_unicode(text: str) -> str:

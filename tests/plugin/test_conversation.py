@@ -309,7 +309,7 @@ def test_rendered_prompt_brings_no_conversation(
 
 
 def test_other_models_see_nothing_of_it(receive: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compat, "supported_architectures", lambda: ("Another",))
+    monkeypatch.setattr(compat, "is_ours", lambda renderer: False)
     sent = {CONVERSATION_KEY: "mine"}
     inputs = receive([user_turn(CUP, ONE)], extras={"mm_processor_kwargs": sent})
     assert inputs.hf_processor_mm_kwargs is sent

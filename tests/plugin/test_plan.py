@@ -12,6 +12,7 @@ import torch
 from vllm_litelvlm import __version__
 from vllm_litelvlm.errors import OptionsError
 from vllm_litelvlm.options import ServerOptions, parse_request_options, parse_server_options
+from vllm_litelvlm.plugin.config import settle_options
 from vllm_litelvlm.plugin.plan import Plan, WorkOrder
 from vllm_litelvlm.plugin.processor import LiteLVLMProcessor
 from vllm_litelvlm.pruning.keep_all import KeepAll
@@ -136,7 +137,7 @@ def test_options_that_are_not_allowed_are_refused_even_where_all_tokens_stay() -
         decide(budget=576, share=7)
     with pytest.raises(OptionsError, match="'budget' is 577"):
         decide(budget=577, method="keep-all")
-    with pytest.raises(OptionsError, match="'method' is 'magic'"):
+    with pytest.raises(OptionsError, match="'method' is \"magic\""):
         decide(method="magic")
 
 
@@ -162,8 +163,8 @@ def settle(turns: _Turns, server: dict[str, Any] | None = None, **options: Any) 
         _reader=turns,
     )
     processor._texts = partial(LiteLVLMProcessor._texts, processor)
-    asked = parse_request_options(options, bounds)
-    layout = LiteLVLMProcessor._lay_out(processor, asked, bounds, [1, 7], [None], None)
+    settled = settle_options(options, bounds, processor._patches)
+    layout = LiteLVLMProcessor._lay_out(processor, settled, bounds, [1, 7], [None], None)
     [item] = layout.items
     return item.plan
 

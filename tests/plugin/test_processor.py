@@ -130,7 +130,7 @@ def test_memory_profile_runs_every_method_that_requests_may_name(
 def test_request_cannot_name_the_memory_profile(
     processor: Any, photographs: Sequence[Image.Image]
 ) -> None:
-    with pytest.raises(VLLMValidationError, match="'method' is 'profile'; allowed"):
+    with pytest.raises(VLLMValidationError, match="'method' is \"profile\"; allowed"):
         apply(processor, photographs[:1], {"method": "profile"})
 
 

@@ -12,17 +12,23 @@ from vllm.entrypoints.serve.engine.serving import BaseServing
 
 from vllm_litelvlm.errors import CompatibilityError
 from vllm_litelvlm.options import parse_server_options
+from vllm_litelvlm.plugin.asked import VARIANT_KEY, noted
 from vllm_litelvlm.plugin.compat import _pass_on
-from vllm_litelvlm.plugin.variants import VARIANT_KEY, asked_variant
 
 pytestmark = pytest.mark.usefixtures("installed")
 
 
 def registry(*names: str, ours: bool = True) -> Any:
-    server = parse_server_options({"variants": {"fast": {"budget": 64}, "v.2": {}}})
+    second = {"served_model_name": "m-second"}
+    server = parse_server_options({"variants": {"fast": {"budget": 64}, "v.2": second}})
     config = SimpleNamespace(litelvlm={"server": server.model_dump()}) if ours else object()
     paths = [BaseModelPath(name=name, model_path="/model") for name in names]
-    return OpenAIModelRegistry(SimpleNamespace(hf_config=config, max_model_len=8), paths)  # type: ignore[arg-type]
+    model: Any = SimpleNamespace(
+        hf_config=config,
+        max_model_len=8,
+        architectures=["LlavaForConditionalGeneration" if ours else "Other"],
+    )
+    return OpenAIModelRegistry(model, paths)
 
 
 def check(models: Any, name: str | None) -> tuple[str | None, str | None, bool]:
@@ -31,7 +37,7 @@ def check(models: Any, name: str | None) -> tuple[str | None, str | None, bool]:
     async def run() -> tuple[str | None, str | None, bool]:
         request: Any = SimpleNamespace(model=name)
         error = await BaseServing(models, models.model_config)._check_model(request)
-        return request.model, asked_variant(), error is None
+        return request.model, noted().variant, error is None
 
     return asyncio.run(run())
 
@@ -51,6 +57,8 @@ def check(models: Any, name: str | None) -> tuple[str | None, str | None, bool]:
         ("m:fast:fast", "m:fast:fast", None, False),
         (":fast", ":fast", None, False),
         ("own:fast", "own:fast", None, True),
+        ("m-second", "m", "v.2", True),
+        ("m-second:fast", "m-second:fast", None, False),
         ("own:fast:v.2", "own:fast", "v.2", True),
         (None, None, None, True),
     ],
@@ -66,7 +74,7 @@ def test_name_is_taken_apart(
 def test_variants_are_listed_behind_the_models_own_names() -> None:
     listed = asyncio.run(registry("m", "other").show_available_models()).data
     assert [card.id for card in listed] == [
-        *("m", "other", "m:fast", "m:v.2", "other:fast", "other:v.2")
+        *("m", "other", "m:fast", "m:v.2", "other:fast", "other:v.2", "m-second")
     ]
 
 
@@ -77,8 +85,9 @@ def test_another_model_has_no_variants() -> None:
 
 
 def test_name_that_is_taken_is_refused() -> None:
-    with pytest.raises(CompatibilityError, match="'m:fast' is also the litelvlm variant 'fast'"):
-        registry("m", "m:fast")
+    for taken in ("m:fast", "m-second"):
+        with pytest.raises(CompatibilityError, match=f"'{taken}' would name two models"):
+            registry("m", taken)
 
 
 def test_variant_reaches_a_thread_that_renders() -> None:
@@ -93,7 +102,8 @@ def test_variant_reaches_a_thread_that_renders() -> None:
         await PoolingBaseServing._check_model(serving, request)  # type: ignore[arg-type]
         prompt = {"multi_modal_data": {}, "mm_processor_kwargs": request.mm_processor_kwargs}
         prompt["multi_modal_data"] = {"image": [0]}
-        await asyncio.get_running_loop().run_in_executor(None, _pass_on, prompt)
+        model: Any = models.model_config
+        await asyncio.get_running_loop().run_in_executor(None, _pass_on, model, prompt)
         return prompt["mm_processor_kwargs"]
 
     options = {"litelvlm": {"budget": 9}}
@@ -103,5 +113,5 @@ def test_variant_reaches_a_thread_that_renders() -> None:
 
 def test_client_cannot_name_a_variant_by_our_own_key() -> None:
     prompt = {"multi_modal_data": {"image": [0]}, "mm_processor_kwargs": {VARIANT_KEY: "fast"}}
-    _pass_on(prompt)
+    _pass_on(None, prompt)
     assert prompt["mm_processor_kwargs"] == {}

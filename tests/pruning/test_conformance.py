@@ -541,7 +541,9 @@ def test_methods_that_do_not_choose_in_layers_say_so() -> None:
 
 
 def test_unknown_method_is_refused_by_naming_those_there_are() -> None:
-    with pytest.raises(OptionsError, match="'method' is 'magic'; allowed: litelvlm, fovea, random"):
+    with pytest.raises(
+        OptionsError, match="'method' is \"magic\"; allowed: litelvlm, fovea, random"
+    ):
         pruner_class("magic")
 
 

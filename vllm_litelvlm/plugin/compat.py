@@ -6,15 +6,17 @@ everything that is not ours.
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from vllm_litelvlm.activation import SWITCH
 from vllm_litelvlm.errors import CompatibilityError
 from vllm_litelvlm.options import OPTIONS_KEY
+from vllm_litelvlm.plugin.asked import VARIANT_KEY, Variant, noted
 from vllm_litelvlm.plugin.conversation import CONVERSATION_KEY, Conversation
+from vllm_litelvlm.plugin.refusal import refusal, refusals, refuse_bare
+from vllm_litelvlm.plugin.served import MODELS, is_ours
 from vllm_litelvlm.plugin.trace import TRACE
-from vllm_litelvlm.plugin.variants import VARIANT_KEY, Variant, asked_variant
 from vllm_litelvlm.plugin.wrap import check_version, wrap
 
 
@@ -25,8 +27,6 @@ def install() -> None:
     """
     check_version()
     _name_our_variables()
-    for module in ("vllm.renderers.online_renderer", "vllm.entrypoints.pooling.base.serving"):
-        wrap(module, "validate_request_mm_kwargs", _let_our_options_pass)
     wrap("vllm.config.vllm", "VllmConfig.try_verify_and_update_config", _check_served_class)
     wrap("vllm.renderers.base", "BaseRenderer.warmup", _tell_chat_template)
     wrap("vllm.renderers.base", "BaseRenderer.clear_mm_cache", _clear_pixels)
@@ -49,7 +49,7 @@ def _check_served_class(stock: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(stock)
     def try_verify_and_update_config(config: Any) -> None:
         stock(config)
-        if config.model_config is not None and _is_ours(config):
+        if config.model_config is not None and is_ours(config):
             _refuse_another_class(config.model_config)
 
     return try_verify_and_update_config
@@ -57,8 +57,6 @@ def _check_served_class(stock: Callable[..., None]) -> Callable[..., None]:
 
 def _refuse_another_class(model_config: Any) -> None:
     from vllm import ModelRegistry
-
-    from vllm_litelvlm.plugin.register import MODELS
 
     architecture = model_config.architecture
     registered = ModelRegistry.models.get(architecture)
@@ -72,30 +70,12 @@ def _refuse_another_class(model_config: Any) -> None:
         )
 
 
-def _let_our_options_pass(stock: Callable[..., None]) -> Callable[..., None]:
-    """Open vLLM's gate for ``litelvlm`` alone, which is validated and bounded by us.
-
-    ``vllm serve`` refuses every per-request ``mm_processor_kwargs`` without
-    ``--trust-request-mm-kwargs``; every other key still meets that check.
-    """
-
-    @functools.wraps(stock)
-    def validate(*, mm_processor_kwargs: dict[str, Any] | None, **others: Any) -> None:
-        if isinstance(mm_processor_kwargs, dict):
-            mm_processor_kwargs = {
-                key: value for key, value in mm_processor_kwargs.items() if key != OPTIONS_KEY
-            }
-        stock(mm_processor_kwargs=mm_processor_kwargs, **others)
-
-    return validate
-
-
 def _tell_chat_template(stock: Callable[..., None]) -> Callable[..., None]:
     """Tell the processor of ``--chat-template``, which vLLM has here before the first request."""
 
     @functools.wraps(stock)
     def warmup(renderer: Any, chat_params: Any) -> None:
-        if _is_ours(renderer) and renderer.mm_processor is not None:
+        if is_ours(renderer) and renderer.mm_processor is not None:
             renderer.mm_processor.chat_template = chat_params.chat_template
         stock(renderer, chat_params)
 
@@ -108,7 +88,7 @@ def _clear_pixels(stock: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(stock)
     def clear_mm_cache(renderer: Any) -> None:
         stock(renderer)
-        if _is_ours(renderer) and renderer.mm_processor is not None:
+        if is_ours(renderer) and renderer.mm_processor is not None:
             renderer.mm_processor.clear_pixels()
 
     return clear_mm_cache
@@ -139,7 +119,7 @@ def _keep_conversation_async(stock: Callable[..., Any]) -> Callable[..., Any]:
 def _with_conversation(renderer: Any, conversation: Any, params: Any, prompt: Any) -> Any:
     from vllm.renderers.hf import safe_apply_chat_template
 
-    if not (_is_ours(renderer) and "multi_modal_data" in prompt):
+    if not (is_ours(renderer) and "multi_modal_data" in prompt):
         return prompt
     config, tokenizer = renderer.model_config, renderer.get_tokenizer()
     settings = {**params.get_apply_chat_template_kwargs(), "tokenize": False}
@@ -153,7 +133,7 @@ def _with_conversation(renderer: Any, conversation: Any, params: Any, prompt: An
 
 
 def _check_and_pass_on(stock: Callable[..., None]) -> Callable[..., None]:
-    """Refuse options that would silently do nothing, and hand on what is known of the request.
+    """Hand on what is known of a request, and check options that have no image to prune.
 
     Every prompt comes by here once it is tokenized. The arguments of its multimodal processor,
     which a request sends, are what reaches ours.
@@ -165,58 +145,51 @@ def _check_and_pass_on(stock: Callable[..., None]) -> Callable[..., None]:
         stock(renderer, prompts, prompt_extras)
         for prompt in prompts:
             target = extract_target_prompt(renderer.model_config, prompt)
-            _refuse_unused_options(renderer.model_config.architectures, target)
-            if _is_ours(renderer):
-                _pass_on(target)
+            if is_ours(renderer):
+                _pass_on(renderer.model_config, target)
+            elif OPTIONS_KEY in (target.get("mm_processor_kwargs") or {}):
+                _refuse_other_model(renderer.model_config.architectures)
 
     return apply_prompt_extras
 
 
-def _refuse_unused_options(architectures: Sequence[str], prompt: Any) -> None:
-    """Options without an image, or for another model."""
-    from vllm.exceptions import VLLMValidationError
-
-    if OPTIONS_KEY not in (prompt.get("mm_processor_kwargs") or {}):
-        return
-    if not set(architectures) & set(supported_architectures()):
-        raise VLLMValidationError(
-            f"litelvlm options were sent, but litelvlm does not support this model "
-            f"({', '.join(architectures)}); it supports "
-            f"{', '.join(supported_architectures())}. Leave the options out.",
-            parameter=f"mm_processor_kwargs.{OPTIONS_KEY}",
-        )
-    if not prompt.get("multi_modal_data"):
-        raise VLLMValidationError(
-            "litelvlm options were sent, but the request has no image to prune; "
-            "add an image or leave the options out.",
-            parameter=f"mm_processor_kwargs.{OPTIONS_KEY}",
-        )
+def _refuse_other_model(architectures: list[str]) -> None:
+    raise refusal(
+        f"litelvlm options were sent, but litelvlm does not support this model "
+        f"({', '.join(architectures)}); it supports {', '.join(MODELS)}. Leave the options out."
+    )
 
 
-def _pass_on(prompt: Any) -> None:
-    """Hand the processor what this front end knows of the request; no client can."""
+def _pass_on(model_config: Any, prompt: Any) -> None:
+    """Give the processor what this front end knows of the request; no client can say these."""
     given = dict(prompt.get("mm_processor_kwargs") or {})
-    carried = given.get(VARIANT_KEY)
-    variant = carried if isinstance(carried, Variant) else asked_variant()
-    known = {
-        CONVERSATION_KEY: prompt.pop(CONVERSATION_KEY, None),
-        VARIANT_KEY: variant if prompt.get("multi_modal_data") else None,
-    }
-    for key, value in known.items():
-        given.pop(key, None)
-        if value is not None:
-            given[key] = value
+    refuse_bare(given)
+    carried, asked = given.pop(VARIANT_KEY, None), noted()
+    variant = carried if isinstance(carried, Variant) else asked.variant
+    conversation = prompt.pop(CONVERSATION_KEY, None)
+    given.pop(CONVERSATION_KEY, None)
+    if asked.options is not None:
+        given.setdefault(OPTIONS_KEY, asked.options)
+    if not prompt.get("multi_modal_data"):
+        check_unused(model_config, given.pop(OPTIONS_KEY, None), variant)
+    else:
+        known = {CONVERSATION_KEY: conversation, VARIANT_KEY: variant}
+        given |= {key: value for key, value in known.items() if value is not None}
     if given or "mm_processor_kwargs" in prompt:
         prompt["mm_processor_kwargs"] = given
 
 
-def _is_ours(holder: Any) -> bool:
-    """Whether the model of a renderer, or of vLLM's configuration, is one that we serve."""
-    return bool(set(holder.model_config.architectures) & set(supported_architectures()))
+def check_unused(model_config: Any, options: object, variant: str | None) -> None:
+    """Refuse options that are wrong, of a request that has no image: right ones have no effect.
 
+    Clients send what is fixed in them with every request. Raises VLLMValidationError.
+    """
+    if options is None:
+        return
+    from vllm_litelvlm.plugin.config import guidance_config, settle_options
+    from vllm_litelvlm.vision.clip import patch_count
 
-def supported_architectures() -> tuple[str, ...]:
-    """The model architectures that the plugin replaces."""
-    from vllm_litelvlm.plugin.register import MODELS
-
-    return tuple(MODELS)
+    config = model_config.hf_config
+    with refusals():
+        server = guidance_config(config).server.of(variant)
+        settle_options(options, server, patch_count(config.vision_config))

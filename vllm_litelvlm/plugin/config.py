@@ -14,7 +14,9 @@ from vllm_litelvlm.options import (
     COMMON_OPTIONS,
     OPTIONS_KEY,
     SERVER_OPTIONS,
+    PruningOptions,
     ServerOptions,
+    parse_request_options,
     parse_server_options,
 )
 from vllm_litelvlm.plugin.plan import Plan
@@ -106,12 +108,31 @@ def guidance_config(config: Any) -> GuidanceConfig:
     )
 
 
-def served_variants(model_config: ModelConfig) -> tuple[str, ...]:
-    """The names of a model's variants; none of a model that is not ours."""
+def settle_options(
+    asked: object, server: ServerOptions, patches: int
+) -> tuple[PruningOptions, Plan, int]:
+    """A request's options, with the plan and the focus that an image has by them, all of it shown.
+
+    Raises OptionsError for what is not allowed.
+    """
+    options = parse_request_options(asked, server)
+    return options, *_settle(options, server, patches)
+
+
+def _settle(options: PruningOptions, server: ServerOptions, patches: int) -> tuple[Plan, int]:
+    plan = Plan.decide(options, patches)
+    focus = settle_focus(options, plan.pruner, plan.budget)
+    server.check_request(options, plan.budget)
+    return plan, focus
+
+
+def served_variants(model_config: ModelConfig) -> dict[str, str | None]:
+    """A model's variants, each with the whole name that it may have; none where it is not ours."""
     carried = getattr(model_config.hf_config, CONFIG_KEY, None)
     if not isinstance(carried, dict) or "server" not in carried:
-        return ()
-    return tuple(carried["server"]["variants"])
+        return {}
+    variants = carried["server"]["variants"]
+    return {name: options["served_model_name"] for name, options in variants.items()}
 
 
 def position_limit(model_config: ModelConfig) -> int:
@@ -199,8 +220,6 @@ def _check_defaults(server: ServerOptions, patches: int) -> None:
     for name, options in server.sets.items():
         try:
             build_pruner(options.method, options.parameters, (*COMMON_OPTIONS, *SERVER_OPTIONS))
-            plan = Plan.decide(options, patches)
-            settle_focus(options, plan.pruner, plan.budget)
-            server.check_request(options, plan.budget)
+            _settle(options, server, patches)
         except OptionsError as error:
             raise OptionsError(f"Variant {name!r}: {error}" if name else str(error)) from None

@@ -2,8 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 
 import torch
@@ -28,18 +27,18 @@ from vllm_litelvlm.options import (
     OPTIONS_KEY,
     PruningOptions,
     ServerOptions,
-    parse_request_options,
 )
 from vllm_litelvlm.plugin import metrics
-from vllm_litelvlm.plugin.config import guidance_config, position_limit
+from vllm_litelvlm.plugin.asked import VARIANT_KEY
+from vllm_litelvlm.plugin.config import guidance_config, position_limit, settle_options
 from vllm_litelvlm.plugin.conversation import CONVERSATION_KEY, Conversation
 from vllm_litelvlm.plugin.instruction import InstructionReader
 from vllm_litelvlm.plugin.layers import Layout, calls, guiding_texts, one_layer, two_layers
 from vllm_litelvlm.plugin.pixels import Picture, PixelCache, as_field
 from vllm_litelvlm.plugin.plan import Plan, WorkOrder
 from vllm_litelvlm.plugin.profile import Profile
+from vllm_litelvlm.plugin.refusal import refusals
 from vllm_litelvlm.plugin.turns import Turn
-from vllm_litelvlm.plugin.variants import VARIANT_KEY
 from vllm_litelvlm.pruning.registry import check_texts, method_names, pruner_class, settle_focus
 from vllm_litelvlm.pruning.window import Window
 from vllm_litelvlm.vision.frame import Frame, check_shows_squares
@@ -114,11 +113,11 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
             pictures = self._pictures(inputs, others, "crop")
             layout = one_layer(inputs.prompt, [asked] * len(pictures))
         else:
-            with _refusals():
-                options = parse_request_options(asked, server)
-                pictures = self._pictures(inputs, others, options.frame)
+            with refusals():
+                settled = settle_options(asked, server, self._patches)
+                pictures = self._pictures(inputs, others, settled[0].frame)
                 windows = [picture.window for picture in pictures]
-                layout = self._lay_out(options, server, inputs.prompt, windows, conversation)
+                layout = self._lay_out(settled, server, inputs.prompt, windows, conversation)
         chosen = [pictures[item.image] for item in layout.items]
         return super().apply(
             dataclasses.replace(
@@ -159,7 +158,7 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
 
     def _lay_out(
         self,
-        options: PruningOptions,
+        settled: tuple[PruningOptions, Plan, int],
         server: ServerOptions,
         prompt: list[int],
         windows: Sequence[Window | None],
@@ -167,12 +166,11 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
     ) -> Layout:
         """Where what is kept of each image stands in the prompt, and why it is kept.
 
-        ``windows``: one an image, as :attr:`Picture.window`. Raises OptionsError.
+        ``settled``: by :func:`settle_options`. ``windows``: one an image, as
+        :attr:`Picture.window`. Raises OptionsError.
         """
         images = len(windows)
-        whole = Plan.decide(options, self._patches)
-        focus = settle_focus(options, whole.pruner, whole.budget)
-        server.check_request(options, whole.budget)
+        options, whole, focus = settled
         plans = [Plan.decide(options, self._patches, window) for window in windows]
         if any(plan.original for plan in plans):
             self._check_length(plans, len(prompt) - images)
@@ -336,17 +334,6 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
                 replacement=lambda item: [self._image_token_id] * counts[item],
             )
         ]
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Options that are not allowed, as vLLM answers them: HTTP 400."""
-    try:
-        yield
-    except OptionsError as error:
-        raise VLLMValidationError(
-            str(error), parameter=f"mm_processor_kwargs.{OPTIONS_KEY}"
-        ) from None
 
 
 def _focus(options: PruningOptions, plan: Plan) -> int:

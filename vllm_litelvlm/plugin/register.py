@@ -6,10 +6,8 @@ from types import TracebackType
 
 from vllm_litelvlm.activation import is_vllm_command
 from vllm_litelvlm.errors import LiteLVLMError
-from vllm_litelvlm.plugin import compat, metrics, variants
-
-#: Architecture in a checkpoint's config.json to the class that serves it.
-MODELS = {"LlavaForConditionalGeneration": "vllm_litelvlm.plugin.models.llava:LiteLVLMLlava"}
+from vllm_litelvlm.plugin import compat, metrics, requests, sent, variants
+from vllm_litelvlm.plugin.served import MODELS
 
 
 def install() -> None:
@@ -18,7 +16,9 @@ def install() -> None:
     Raises CompatibilityError on a vLLM that is not supported.
     """
     compat.install()
+    requests.install()
     variants.install()
+    sent.install()
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 

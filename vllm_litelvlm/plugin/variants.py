@@ -1,33 +1,18 @@
 """Named sets of options, each served as a model of its own: ``MODEL:NAME``.
 
 Clients choose a model wherever they can choose nothing else, so this reaches every endpoint of
-vLLM's front end. All of them ask ``_check_model`` first: there the name is taken apart, and what
-follows in the same asyncio task reads the variant from a context variable.
+vLLM's front end. A variant may have a whole name besides, for tools that read a colon otherwise.
 """
 
 import functools
-from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 from vllm_litelvlm.errors import CompatibilityError
+from vllm_litelvlm.plugin.asked import noted
 from vllm_litelvlm.plugin.wrap import wrap
 
-#: Where the processor finds a request's variant among its arguments.
-VARIANT_KEY = "litelvlm_variant"
 _SEPARATOR = ":"
-
-
-class Variant(str):
-    """The name of a request's variant where our own code has put it; no client can make one."""
-
-
-_asked: ContextVar[str | None] = ContextVar("litelvlm_variant", default=None)
-
-
-def asked_variant() -> str | None:
-    """The variant that the request of this asyncio task names."""
-    return _asked.get()
 
 
 def install() -> None:
@@ -36,9 +21,6 @@ def install() -> None:
     wrap(models, "OpenAIModelRegistry.__init__", _add_to_base_models)
     wrap(models, "OpenAIServingModels.show_available_models", _show_adapters)
     wrap(models, "OpenAIServingModels.model_name", _name_variant)
-    wrap("vllm.entrypoints.serve.engine.serving", "BaseServing._check_model", _take_apart)
-    pooling = "vllm.entrypoints.pooling.base.serving"
-    wrap(pooling, "PoolingBaseServing._check_model", _take_apart_and_carry)
 
 
 def _add_to_base_models(stock: Callable[..., None]) -> Callable[..., None]:
@@ -46,21 +28,32 @@ def _add_to_base_models(stock: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(stock)
     def init(registry: Any, model_config: Any, base_model_paths: list[Any]) -> None:
-        names = [one.name for one in base_model_paths]
+        served = [one.name for one in base_model_paths]
         registry.litelvlm_names = {}  # of a variant: the model's name, and its own
-        for one in list(base_model_paths):
-            for variant in _variants(model_config):
-                name = f"{one.name}{_SEPARATOR}{variant}"
-                if name in names:
-                    raise CompatibilityError(
-                        f"--served-model-name {name!r} is also the litelvlm variant {variant!r} of "
-                        f"{one.name!r}; rename one of them."
-                    )
-                registry.litelvlm_names[name] = (one.name, variant)
-                base_model_paths.append(type(one)(name=name, model_path=one.model_path))
+        kind, path = type(base_model_paths[0]), base_model_paths[0].model_path
+        for name, model, variant in _served_names(served, _variants(model_config)):
+            if name in served or name in registry.litelvlm_names:
+                raise CompatibilityError(
+                    f"{name!r} would name two models: litelvlm variant {variant!r} of {model!r}, "
+                    "and another variant or --served-model-name; rename one of them."
+                )
+            registry.litelvlm_names[name] = (model, variant)
+            base_model_paths.append(kind(name=name, model_path=path))
         stock(registry, model_config, base_model_paths)
 
     return init
+
+
+def _served_names(
+    models: list[str], variants: Mapping[str, str | None]
+) -> Iterator[tuple[str, str, str]]:
+    """Every name of every variant, with the model's and the variant's own."""
+    for model in models:
+        for variant in variants:
+            yield f"{model}{_SEPARATOR}{variant}", model, variant
+    for variant, name in variants.items():
+        if name is not None:
+            yield name, models[0], variant
 
 
 def _show_adapters(stock: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -79,36 +72,7 @@ def _show_adapters(stock: Callable[..., Awaitable[Any]]) -> Callable[..., Awaita
     return show_available_models
 
 
-def _take_apart(stock: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """Leave the request the model's own name, and this task the variant's."""
-
-    @functools.wraps(stock)
-    async def _check_model(serving: Any, request: Any) -> Any:
-        model, variant = _parts(serving.models, request.model or "")
-        if variant is not None:
-            request.model = model
-        _asked.set(variant)
-        return await stock(serving, request)
-
-    return _check_model
-
-
-def _take_apart_and_carry(stock: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """The same where a request is rendered in a thread, which no context variable reaches."""
-    taken_apart = _take_apart(stock)
-
-    @functools.wraps(stock)
-    async def _check_model(serving: Any, request: Any) -> Any:
-        answer = await taken_apart(serving, request)
-        if (variant := asked_variant()) is not None and hasattr(request, "mm_processor_kwargs"):
-            given = request.mm_processor_kwargs or {}
-            request.mm_processor_kwargs = {**given, VARIANT_KEY: Variant(variant)}
-        return answer
-
-    return _check_model
-
-
-def _parts(models: Any, name: str) -> tuple[str, str | None]:
+def take_apart(models: Any, name: str) -> tuple[str, str | None]:
     """The model or adapter that a name begins with, and the variant that it ends with, if any."""
     known: dict[str, tuple[str, str]] = getattr(models, "registry", models).litelvlm_names
     if name in known:
@@ -126,14 +90,15 @@ def _name_variant(stock: Callable[..., str]) -> Callable[..., str]:
 
     @functools.wraps(stock)
     def model_name(models: Any, lora_request: Any = None) -> str:
-        variant = asked_variant()
-        name = stock(models, lora_request)
-        return name if variant is None else f"{name}{_SEPARATOR}{variant}"
+        asked = noted()
+        if asked.model is None or asked.variant is None:
+            return stock(models, lora_request)
+        return asked.model
 
     return model_name
 
 
-def _variants(model_config: Any) -> tuple[str, ...]:
+def _variants(model_config: Any) -> Mapping[str, str | None]:
     from vllm_litelvlm.plugin.config import served_variants
 
     return served_variants(model_config)

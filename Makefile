@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ONE_THREAD := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test compat lint format bench clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ demo: setup ## Run the demonstration
 test: lint ## Run the linters, the type checker and the tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/e2e
 	HF_HUB_OFFLINE=1 $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile tests/e2e
+
+compat: setup ## Run plugin and end-to-end tests on the newest vLLM, on a CPU (VLLM=0.33.0 chooses)
+	.setup/compat.sh $(VLLM)
 
 lint: setup ## Run the linters and the type checker
 	$(BIN)/ruff check .

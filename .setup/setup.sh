@@ -37,7 +37,7 @@ fi
 # --- Is there anything to do? --------------------------------------------------------------------
 # The stamp holds the device, the place (an environment cannot be moved), and a hash of every
 # input. It is written last, so an interrupted set-up starts over.
-inputs=$(cat pyproject.toml .setup/*.* | sha256sum | cut -d ' ' -f 1)
+inputs=$(cat pyproject.toml .setup/setup.sh .setup/*.py | sha256sum | cut -d ' ' -f 1)
 place="$device $PWD"
 wanted="$place $inputs"
 if [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && "$venv/bin/python" -c '' 2>/dev/null; then

@@ -4,12 +4,21 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from vllm_litelvlm.demo.checkpoint import TINY, Checkpoint, build_checkpoint
+
+
+def pytest_report_header() -> str:
+    """What the results were had with."""
+    import vllm
+
+    others = (f"{name} {version(name)}" for name in ("torch", "transformers", "pillow"))
+    return f"vllm {vllm.__version__}, {', '.join(others)}"
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ of 64, a text-only turn with the same settings, and an image at a budget of -5. 
     MODEL      the model's name
     IMAGE      path of a PNG; empty in the text-only turn
     BUDGET     64, or -5
+    TOKENIZER  the model's folder, for tools that count tokens by themselves
 
 and exits with 77 where its tool cannot do what is asked. What the server kept is read from its own
 metrics. Environments are made once, in ``--environments``; they take some GB and the better part of
@@ -130,6 +131,7 @@ def run(tool: str, path: str, url: str, image: Path | str, budget: int, timeout:
             "MODEL": MODEL,
             "IMAGE": str(image),
             "BUDGET": str(budget),
+            "TOKENIZER": str(SHIPPED),
             "OPENAI_API_KEY": "none",
             "OPENAI_BASE_URL": f"{url}/v1",
         }

@@ -63,17 +63,23 @@ def test_chunked_prefill_prefix_caching_and_lora_work_with_pruning(
 
 @on_v1_alone
 def test_bad_option_raises_from_the_offline_class_and_it_goes_on(workplace: Workplace) -> None:
-    refused, text_only, served = workplace.run(
+    image = workplace.images[0]
+    refused, without, wrong, alone, with_right, served = workplace.run(
         [
-            [job(workplace.images[0], 577)],
-            [{"prompt": "Hi", "images": [], "options": {"budget": 64}}],
-            [job(workplace.images[0], 64)],
+            # The first of them was processed, and never reached the engine.
+            [job(image, 64), job(image, 577)],
+            [{"prompt": "Hi", "images": []}],
+            [{"prompt": "Hi", "images": [], "options": {"budget": -5}}],
+            [job(image, 64)],
+            [{"prompt": "Hi", "images": [], "options": {"budget": 64.0, "texts": None}}],
+            [job(image, 64)],
         ]
     )
-    assert refused["error"] == "VLLMValidationError"
+    assert refused["error"] == wrong["error"] == "VLLMValidationError"
     assert "at most 576" in refused["message"]
-    assert "no image to prune" in text_only["message"]
-    assert served[0]["token_ids"]
+    assert "'budget' is -5" in wrong["message"]
+    assert with_right[0]["token_ids"] == without[0]["token_ids"]
+    assert served[0]["token_ids"] == alone[0]["token_ids"]
 
 
 @on_v1_alone

@@ -60,11 +60,7 @@ def main() -> int:
 
 @contextmanager
 def _server(folder: Path, output: Path) -> Iterator[str]:
-    """A small model with every way in.
-
-    Without vLLM's cache of processed inputs: in 0.32 and 0.33 it holds pictures of requests that
-    never reached the engine, and the next with the same picture gets 500, in stock vLLM too.
-    """
+    """A small model with every way in."""
     checkpoint = build_checkpoint(folder / "checkpoint", TINY)
     adapter = write_adapter(folder / "adapter", checkpoint)
     with serve(
@@ -75,7 +71,6 @@ def _server(folder: Path, output: Path) -> Iterator[str]:
             *("--served-model-name", "model", "alias", "--dtype=float32", "--enforce-eager"),
             *("--max-model-len=4096", "--max-num-seqs=16", '--limit-mm-per-prompt={"image": 4}'),
             *("--enable-lora", "--lora-modules", f"adapter={adapter}"),
-            "--mm-processor-cache-gb=0",
         ],
         environment={"VLLM_SERVER_DEV_MODE": "1"},
         log=output / "server.log",

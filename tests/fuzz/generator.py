@@ -14,12 +14,13 @@ from vllm_litelvlm.options import COMMON_OPTIONS, SERVER_OPTIONS
 from vllm_litelvlm.pruning.registry import method_names, pruner_class
 
 VARIANTS: dict[str, Any] = {
-    "fast": {"budget": 64},
+    "fast": {"budget": 64, "served_model_name": "quick"},
     "fovea": {"method": "fovea", "budget": 0.1, "focus": 0.25, "positions": "original"},
     "whole": {"method": "keep-all"},
     "padded": {"method": "divprune", "budget": 29, "frame": "pad"},
 }
 MODELS = ["model", "alias", "adapter"]
+_WHOLE = "quick"
 
 _WORDS = ["the", "red", "cup", "where", "is", "USER:", "ASSISTANT:", "<s>", "<image>"]
 _WORDS += ["’", "ﬁ", "&amp;", "赤い"]
@@ -70,6 +71,8 @@ class Draw:
     def model(self) -> str:
         if self.often(0.05):
             return self.random.choice(_NOBODY)
+        if self.often(0.1):
+            return _WHOLE
         name = self.random.choice(MODELS)
         return f"{name}:{self.random.choice(list(VARIANTS))}" if self.often(0.5) else name
 
@@ -117,6 +120,8 @@ class Draw:
         kwargs = {"litelvlm": self.options()}
         if self.often(0.03):
             kwargs[self.random.choice(["litelvlm_variant", "litelvlm_conversation", "budget"])] = 64
+        if self.often(0.05):  # where nobody reads it
+            return self.random.choice([kwargs, {"extra_body": kwargs}, {"litelvlm": None}])
         return {"mm_processor_kwargs": kwargs}
 
     def sampling(self, limit: str) -> dict[str, Any]:
@@ -198,12 +203,29 @@ def _messages(draw: Draw) -> dict[str, Any]:
         return {"type": "image", "source": {"type": "base64", "media_type": media, "data": data}}
 
     talk = [one for one in draw.conversation(part, "text") if one["role"] != "system"]
-    return {"model": draw.model(), "messages": talk, **draw.sampling("max_tokens")}
+    return {
+        "model": draw.model(),
+        "messages": talk,
+        **draw.kwargs(),
+        **draw.sampling("max_tokens"),
+    }
 
 
 def _count_tokens(draw: Draw) -> dict[str, Any]:
     body = _messages(draw)
-    return {name: body[name] for name in ("model", "messages")}
+    return {
+        name: value for name, value in body.items() if name not in ("max_tokens", "temperature")
+    }
+
+
+def _scoring(draw: Draw) -> dict[str, Any]:
+    return {
+        "model": draw.model(),
+        "query": draw.text() or "a",
+        "items": [draw.text() or "b" for _ in range(draw.random.randint(1, 3))],
+        "label_token_ids": [draw.random.randrange(100) for _ in range(2)],
+        **draw.kwargs(),
+    }
 
 
 def _tokenize(draw: Draw) -> dict[str, Any]:
@@ -218,5 +240,6 @@ _ENDPOINTS: dict[str, Callable[[Draw], dict[str, Any]]] = {
     "/v1/responses": _responses,
     "/v1/messages": _messages,
     "/v1/messages/count_tokens": _count_tokens,
+    "/generative_scoring": _scoring,
     "/tokenize": _tokenize,
 }

@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def environment(tool: str, folder: Path) -> str:
-    """A ``PATH`` with the tool's own environment first, made where there is none."""
+    """A ``PATH`` with the tool's own environment first, made where there is none; then ours."""
     source, place = HERE / tool, folder / tool
     python, node = source / "requirements.txt", source / "package.json"
     pinned = "".join(file.read_text() for file in (python, node) if file.exists())
@@ -111,7 +111,7 @@ def environment(tool: str, folder: Path) -> str:
             shutil.copy(node, place)
             subprocess.run(["npm", "install", "--silent", "--no-fund"], cwd=place, check=True)
         made.write_text(pinned)
-    first = [place / "venv" / "bin", place / "node_modules" / ".bin"]
+    first = [place / "venv" / "bin", place / "node_modules" / ".bin", Path(sys.executable).parent]
     return os.pathsep.join([*map(str, first), os.environ["PATH"]])
 
 

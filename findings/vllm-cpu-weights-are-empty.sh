@@ -53,5 +53,5 @@ assert before == after, "zeroing them has an effect now"
 print("and after zeroing the norms:", zero("norm.weight") and likely())
 assert likely() != before
 PY
-VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 \
+VLLM_LOGGING_LEVEL=ERROR VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 \
     "$folder/venv/bin/python" weights.py 2>"$folder/log" || { tail -20 "$folder/log"; exit 1; }

@@ -7,8 +7,6 @@ field is kept for what follows.
 
 import functools
 from collections.abc import Awaitable, Callable, Mapping
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from vllm_litelvlm.options import OPTIONS_KEY, as_json
@@ -17,7 +15,7 @@ from vllm_litelvlm.plugin.compat import check_unused
 from vllm_litelvlm.plugin.refusal import FIELD, refusal, refuse_bare, spelled
 from vllm_litelvlm.plugin.served import is_ours
 from vllm_litelvlm.plugin.variants import take_apart
-from vllm_litelvlm.plugin.wrap import wrap
+from vllm_litelvlm.plugin.wrap import find, wrap
 
 _NESTED = "extra_body"
 _EXAMPLE = spelled({"budget": 64})
@@ -34,17 +32,10 @@ def install() -> None:
     wrap(handlers, "validation_exception_handler", _spell_field)
     scoring = "vllm.entrypoints.generate.generative_scoring.serving"
     wrap(scoring, "ServingGenerativeScoring._build_prompts", _check_options)
-    _keep_field(
-        "vllm.entrypoints.anthropic",
-        ("AnthropicMessagesRequest", "AnthropicCountTokensRequest"),
-        "AnthropicServingMessages._build_base_request",
-    )
-    if find_spec("cohere") is not None:
-        _keep_field(
-            "vllm.entrypoints.cohere",
-            ("CohereChatV2Request",),
-            "CohereServingChatV2._build_base_chat_completion",
-        )
+    for name in ("AnthropicMessagesRequest", "AnthropicCountTokensRequest"):
+        _keep_fields(find("vllm.entrypoints.anthropic.protocol", name)[0])
+    messages = "vllm.entrypoints.anthropic.serving"
+    wrap(messages, "AnthropicServingMessages._build_base_request", _hand_on)
 
 
 def _read(stock: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -153,20 +144,18 @@ def _check_options(stock: Callable[..., Awaitable[Any]]) -> Callable[..., Awaita
     return _build_prompts
 
 
-def _keep_field(package: str, requests: tuple[str, ...], build: str) -> None:
-    """Let another vendor's API carry the fields that we read, to the chat request it becomes."""
-    protocol = import_module(f"{package}.protocol")
-    for name in requests:
-        model = getattr(protocol, name)
-        if model.model_config.get("extra") != "allow":
-            model.model_config["extra"] = "allow"
-            model.model_rebuild(force=True)
-    wrap(f"{package}.serving", build, _hand_on)
+def _keep_fields(request_class: Any) -> None:
+    """Let requests of Anthropic's API keep fields that it does not know."""
+    if request_class.model_config.get("extra") != "allow":
+        request_class.model_config["extra"] = "allow"
+        request_class.model_rebuild(force=True)
 
 
 def _hand_on(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Give those that we read to the chat request that it becomes."""
+
     @functools.wraps(stock)
-    def build_request(*args: Any) -> Any:
+    def _build_base_request(*args: Any) -> Any:
         *_, request, messages = args
         chat = stock(request, messages)
         for name in (FIELD, OPTIONS_KEY, _NESTED):
@@ -174,4 +163,4 @@ def _hand_on(stock: Callable[..., Any]) -> Callable[..., Any]:
                 setattr(chat, name, request.model_extra[name])
         return chat
 
-    return build_request
+    return _build_base_request

@@ -15,22 +15,30 @@ def wrap(module_name: str, path: str, wrapper: Callable[[Any], Any]) -> None:
 
     Raises CompatibilityError where vLLM has moved it.
     """
+    stock, owner = find(module_name, path)
+    if getattr(stock, "_litelvlm", False):
+        return
+    wrapped = wrapper(stock)
+    wrapped._litelvlm = True
+    setattr(owner, path.rpartition(".")[2], wrapped)
+
+
+def find(module_name: str, path: str) -> tuple[Any, Any]:
+    """``module.path``, and the module or class that has it.
+
+    Raises CompatibilityError where vLLM has moved it.
+    """
     *owners, name = path.split(".")
     try:
         owner: Any = import_module(module_name)
         for part in owners:
             owner = getattr(owner, part)
-        stock = getattr(owner, name)
+        return getattr(owner, name), owner
     except (ImportError, AttributeError) as error:
         raise CompatibilityError(
             f"vLLM {_vllm_version()} has no {module_name}.{path}, which litelvlm needs; "
             f"supported versions: {', '.join(SUPPORTED)}."
         ) from error
-    if getattr(stock, "_litelvlm", False):
-        return
-    wrapped = wrapper(stock)
-    wrapped._litelvlm = True
-    setattr(owner, name, wrapped)
 
 
 def check_version() -> None:

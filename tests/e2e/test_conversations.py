@@ -341,7 +341,8 @@ def test_client_cannot_pretend_another_conversation(
 ) -> None:
     body = request(user_turn(CUP, RED), OPTIONS, 1)
     pretended = {"litelvlm": OPTIONS, "litelvlm_conversation": [says("user", DOG)]}
-    body = {**body, **body.pop("extra_body"), "mm_processor_kwargs": pretended}
+    extra = body.pop("extra_body")
+    body = {**body, **extra, "mm_processor_kwargs": pretended}
     with pytest.raises(httpx.HTTPStatusError, match="400"):
         post(server, "chat/completions", body)
     [line] = guiding(trusting, lambda: post(trusting, "chat/completions", body))

@@ -135,8 +135,8 @@ def test_named_picture_is_known_by_name_and_frame(server: TracedServer, wide: Im
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"frame": "fill"}, "'frame' is 'fill'; allowed: \"crop\" or \"pad\""),
-        ({"frame": "pad", "method": "tome"}, "'pad', but method 'tome' merges tokens inside"),
+        ({"frame": "fill"}, '\'frame\' is "fill"; allowed: "crop" or "pad"'),
+        ({"frame": "pad", "method": "tome"}, "\"pad\", but method 'tome' merges tokens inside"),
         ({"frame": "pad", "budget": 577}, "'budget' is 577; allowed: at most 576"),
     ],
 )

@@ -290,7 +290,7 @@ async def test_shuffled_concurrent_requests_answer_as_each_does_alone(
         ({"method": "random", "focus": 0.5}, "method 'random' does not choose in layers; these do"),
         ({"budget": 1}, "comes to 1 of 1 tokens and leaves none for a base"),
         ({"focus": 1}, "'focus' is 1; allowed: a number from 0"),
-        ({"focus": "half"}, "'focus' is 'half'; allowed: a number from 0"),
+        ({"focus": "half"}, "'focus' is \"half\"; allowed: a number from 0"),
     ],
 )
 def test_focus_that_cannot_be_is_refused_and_the_next_request_is_served(

@@ -157,7 +157,7 @@ def test_method_that_chooses_by_the_text_alone_is_refused_without_one(
     del turn["content"][1]
     with pytest.raises(BadRequestError) as caught:
         ask(server.url, turn, {"method": "trim"})
-    assert "'trim', which chooses by the text alone, but the request has none" in str(caught.value)
+    assert '"trim", which chooses by the text alone, but the request has none' in str(caught.value)
     assert ask(server.url, turn, {"method": "trim", "texts": "a cup", "budget": 64}, 1).token_ids
 
 
@@ -196,7 +196,7 @@ def test_method_of_another_package_is_installed_listed_and_served(
         ask(running.url, turn, {"budget": 64}, 1)
         with pytest.raises(BadRequestError, match="'x' is 2; allowed: a number from 0"):
             ask(running.url, turn, {"method": "centre", "x": 2}, 1)
-        with pytest.raises(BadRequestError, match="'random'; this server allows centre, litelvlm"):
+        with pytest.raises(BadRequestError, match='"random"; this server allows centre, litelvlm'):
             ask(running.url, turn, {"method": "random"}, 1)
     lines = [json.loads(line) for line in trace.read_text().splitlines()]
     kept = [line["kept"] for line in lines if line["method"] == "centre"]

@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -280,7 +280,7 @@ def parse(model: type[Model], data: Mapping[str, Any], known: tuple[str, ...] = 
         allowed = model.model_fields[name].description or fault["msg"]
         raise OptionsError(
             f"litelvlm option '{name}' is {as_json(fault['input'])}; allowed: {allowed}."
-            f"{_unquoted(fault['input'])}"
+            f"{_unquoted(fault['input'], model.model_fields[name].annotation)}"
         ) from None
 
 
@@ -304,13 +304,15 @@ def _whole(number: object) -> object:
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
-def _unquoted(value: object) -> str:
+def _unquoted(value: object, annotation: Any) -> str:
     """A hint where a number, true or false stands in quotes."""
-    try:
-        inner = json.loads(value) if isinstance(value, str) and len(value) < 20 else None
-    except ValueError:
-        return ""
-    return f" Write it without quotes: {value}." if isinstance(inner, bool | int | float) else ""
+    kinds = get_args(annotation) or (annotation,)
+    if isinstance(value, str) and len(value) < 20:
+        for kind, spelling in ((bool, r"true|false"), ((int, float), r"-?\d+(\.\d+)?(e-?\d+)?")):
+            wanted = kind if isinstance(kind, tuple) else (kind,)
+            if any(one in kinds for one in wanted) and re.fullmatch(spelling, value):
+                return f" Write it without quotes: {value}."
+    return ""
 
 
 def _parse_variants(given: object, defaults: PruningOptions) -> dict[str, VariantOptions]:
@@ -363,7 +365,7 @@ def _as_mapping(
 def _holds_object(data: object) -> bool:
     try:
         return isinstance(data, str) and isinstance(json.loads(data), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -375,6 +377,8 @@ def as_json(value: object, longest: int = 80) -> str:
         text = repr(value)
     except ValueError:  # Python does not write whole numbers of thousands of digits
         text = "a number of too many digits"
+    except RecursionError:
+        text = "a value of too many levels"
     return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"
 
 

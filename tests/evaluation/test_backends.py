@@ -124,7 +124,7 @@ def test_options_that_are_not_allowed_are_refused(
     for said, options in [
         ("'budget' is 577", {"budget": 577}),
         ("'budget' is 577", {"budget": 577, "method": "fastv"}),
-        ("'method' is 'nonsense'", {"method": "nonsense"}),
+        ("'method' is \"nonsense\"", {"method": "nonsense"}),
         ("'schedule' is unknown", {"method": "fastv", "schedule": [3]}),
         ("'layer' is 18", {"method": "fastv", "layer": 18}),
         ("no schedule", {"method": "sparsevlm", "budget": 100}),

@@ -231,11 +231,11 @@ def test_layers_are_refused_with_transformers(backend: TransformersBackend) -> N
 @pytest.mark.parametrize(
     ("method", "told"),
     [
-        ("none", "'method' is 'none'"),
+        ("none", "'method' is \"none\""),
         ("litelvlm:shares=0.5", "'shares' is unknown"),
         ("litelvlm:share=2", "'share' is 2"),
-        ("litelvlm:variant=papers", "'variant' is 'papers'"),
-        ("litelvlm:share", "'share' is ''"),
+        ("litelvlm:variant=papers", "'variant' is \"papers\""),
+        ("litelvlm:share", "'share' is \"\""),
         ("fovea:focus=1", "'focus' is 1"),
         ("trim:focus=0.25", "trim does not choose in layers.*: litelvlm, fovea"),
         ("fovea:budget=64", "'budget' is no method's own; say it by --budgets"),
@@ -532,7 +532,7 @@ def test_error_is_a_sentence_and_status_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--model=m", "--methods=fastv", f"--output={tmp_path / 'out'}"], serve) == 1
-    assert capsys.readouterr().err.startswith("litelvlm: litelvlm option 'method' is 'fastv'")
+    assert capsys.readouterr().err.startswith("litelvlm: litelvlm option 'method' is \"fastv\"")
     assert not (tmp_path / "out").exists()
 
 

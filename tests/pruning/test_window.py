@@ -117,7 +117,7 @@ def test_fraction_is_one_of_the_window_and_a_larger_count_all_of_it(
 
 
 def test_method_inside_the_tower_is_refused_with_padding() -> None:
-    with pytest.raises(OptionsError, match="'pad', but method 'tome' merges tokens inside"):
+    with pytest.raises(OptionsError, match="\"pad\", but method 'tome' merges tokens inside"):
         settle(PruningOptions(method="tome", frame="pad"), 576)
     with pytest.raises(OptionsError, match="at most 576"):
         settle(PruningOptions(budget=577, frame="pad"), 576, WIDE)

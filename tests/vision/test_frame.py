@@ -121,5 +121,5 @@ def test_processor_that_pads_by_itself_is_believed() -> None:
 
 def test_padding_needs_a_processor_that_shows_all_of_a_square() -> None:
     check_shows_squares(CLIPImageProcessorPil(size={"shortest_edge": 224}, crop_size=224))
-    with pytest.raises(OptionsError, match=r"'pad', but .* crops squares too \(size .*384"):
+    with pytest.raises(OptionsError, match=r'"pad", but .* crops squares too \(size .*384'):
         check_shows_squares(CLIPImageProcessorPil(size={"shortest_edge": 384}, crop_size=336))

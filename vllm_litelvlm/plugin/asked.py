@@ -15,7 +15,7 @@ class Variant(str):
 class Asked:
     """A request's model by the name that it gave, its variant and its ``litelvlm`` options."""
 
-    model: str | None = None
+    model: str = ""
     variant: str | None = None
     options: object = None
 

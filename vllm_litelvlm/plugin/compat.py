@@ -14,7 +14,7 @@ from vllm_litelvlm.errors import CompatibilityError
 from vllm_litelvlm.options import OPTIONS_KEY
 from vllm_litelvlm.plugin.asked import VARIANT_KEY, Variant, noted
 from vllm_litelvlm.plugin.conversation import CONVERSATION_KEY, Conversation
-from vllm_litelvlm.plugin.refusal import refusal, refusals, refuse_bare
+from vllm_litelvlm.plugin.refusal import FIELD, refusal, refusals, refuse_bare
 from vllm_litelvlm.plugin.served import MODELS, is_ours
 from vllm_litelvlm.plugin.trace import TRACE
 from vllm_litelvlm.plugin.wrap import check_version, wrap
@@ -147,7 +147,7 @@ def _check_and_pass_on(stock: Callable[..., None]) -> Callable[..., None]:
             target = extract_target_prompt(renderer.model_config, prompt)
             if is_ours(renderer):
                 _pass_on(renderer.model_config, target)
-            elif OPTIONS_KEY in (target.get("mm_processor_kwargs") or {}):
+            elif OPTIONS_KEY in (target.get(FIELD) or {}):
                 _refuse_other_model(renderer.model_config.architectures)
 
     return apply_prompt_extras
@@ -162,7 +162,7 @@ def _refuse_other_model(architectures: list[str]) -> None:
 
 def _pass_on(model_config: Any, prompt: Any) -> None:
     """Give the processor what this front end knows of the request; no client can say these."""
-    given = dict(prompt.get("mm_processor_kwargs") or {})
+    given = dict(prompt.get(FIELD) or {})
     refuse_bare(given)
     carried, asked = given.pop(VARIANT_KEY, None), noted()
     variant = carried if isinstance(carried, Variant) else asked.variant
@@ -175,8 +175,8 @@ def _pass_on(model_config: Any, prompt: Any) -> None:
     else:
         known = {CONVERSATION_KEY: conversation, VARIANT_KEY: variant}
         given |= {key: value for key, value in known.items() if value is not None}
-    if given or "mm_processor_kwargs" in prompt:
-        prompt["mm_processor_kwargs"] = given
+    if given or FIELD in prompt:
+        prompt[FIELD] = given
 
 
 def check_unused(model_config: Any, options: object, variant: str | None) -> None:

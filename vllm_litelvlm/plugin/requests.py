@@ -18,6 +18,8 @@ from vllm_litelvlm.plugin.variants import take_apart
 from vllm_litelvlm.plugin.wrap import find, wrap
 
 _NESTED = "extra_body"
+#: Marks a chat request that was given fields which its API does not know.
+_KEPT = "litelvlm_kept"
 _EXAMPLE = spelled({"budget": 64})
 
 
@@ -32,8 +34,13 @@ def install() -> None:
     wrap(handlers, "validation_exception_handler", _spell_field)
     scoring = "vllm.entrypoints.generate.generative_scoring.serving"
     wrap(scoring, "ServingGenerativeScoring._build_prompts", _check_options)
-    for name in ("AnthropicMessagesRequest", "AnthropicCountTokensRequest"):
-        _keep_fields(find("vllm.entrypoints.anthropic.protocol", name)[0])
+    for module, name in (
+        ("anthropic", "AnthropicMessagesRequest"),
+        ("anthropic", "AnthropicCountTokensRequest"),
+        ("pooling.embed", "CohereEmbedRequest"),
+        ("scale_out.token_in_token_out", "GenerateRequest"),
+    ):
+        _keep_fields(find(f"vllm.entrypoints.{module}.protocol", name)[0])
     messages = "vllm.entrypoints.anthropic.serving"
     wrap(messages, "AnthropicServingMessages._build_base_request", _hand_on)
 
@@ -58,26 +65,36 @@ def _read_and_carry(stock: Callable[..., Awaitable[Any]]) -> Callable[..., Await
 
     @functools.wraps(stock)
     async def _check_model(serving: Any, request: Any) -> Any:
-        _note(serving, request)
-        variant = noted().variant
-        if variant is not None and hasattr(request, FIELD):
-            given = getattr(request, FIELD) or {}
-            setattr(request, FIELD, {**given, VARIANT_KEY: Variant(variant)})
+        variant = _note(serving, request).variant
+        if variant is not None:
+            given = getattr(request, FIELD, None) or {}
+            request.mm_processor_kwargs = {**given, VARIANT_KEY: Variant(variant)}
         return await stock(serving, request)
 
     return _check_model
 
 
-def _note(serving: Any, request: Any) -> None:
+def _note(serving: Any, request: Any) -> Asked:
     name = request.model or ""
     model, variant = take_apart(serving.models, name)
     options = None
     if is_ours(serving.models):
         _refuse_misplaced(request)
         options = (getattr(request, FIELD, None) or {}).get(OPTIONS_KEY)
+    elif getattr(request, _KEPT, False):
+        _drop_kept(request)
     if variant is not None:
         request.model = model
-    note(Asked(name, variant, options))
+    asked = Asked(name, variant, options)
+    note(asked)
+    return asked
+
+
+def _drop_kept(request: Any) -> None:
+    """Another model's request goes on without what stock vLLM would not have kept."""
+    field = getattr(request, FIELD, None)
+    kept = field if isinstance(field, dict) and OPTIONS_KEY in field else {}
+    request.mm_processor_kwargs = {key: kept[key] for key in kept if key == OPTIONS_KEY} or None
 
 
 def _refuse_misplaced(request: Any) -> None:
@@ -106,14 +123,19 @@ def _let_our_options_pass(stock: Callable[..., None]) -> Callable[..., None]:
     ``vllm serve`` refuses every per-request ``mm_processor_kwargs`` without
     ``--trust-request-mm-kwargs``; every other key still meets that check.
     """
+    from vllm.exceptions import VLLMValidationError
 
     @functools.wraps(stock)
     def validate(*, mm_processor_kwargs: dict[str, Any] | None, **others: Any) -> None:
         given = mm_processor_kwargs
         if isinstance(given, dict):
-            refuse_bare(given)
             given = {key: value for key, value in given.items() if key != OPTIONS_KEY}
-        stock(mm_processor_kwargs=given, **others)
+        try:
+            stock(mm_processor_kwargs=given, **others)
+        except VLLMValidationError:
+            if isinstance(mm_processor_kwargs, dict):
+                refuse_bare(mm_processor_kwargs)  # says more
+            raise
 
     return validate
 
@@ -145,7 +167,7 @@ def _check_options(stock: Callable[..., Awaitable[Any]]) -> Callable[..., Awaita
 
 
 def _keep_fields(request_class: Any) -> None:
-    """Let requests of Anthropic's API keep fields that it does not know."""
+    """Let requests of an API keep fields that it does not know."""
     if request_class.model_config.get("extra") != "allow":
         request_class.model_config["extra"] = "allow"
         request_class.model_rebuild(force=True)
@@ -161,6 +183,7 @@ def _hand_on(stock: Callable[..., Any]) -> Callable[..., Any]:
         for name in (FIELD, OPTIONS_KEY, _NESTED):
             if name in (request.model_extra or {}):
                 setattr(chat, name, request.model_extra[name])
+                setattr(chat, _KEPT, True)
         return chat
 
     return _build_base_request

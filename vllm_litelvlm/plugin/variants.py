@@ -91,9 +91,7 @@ def _name_variant(stock: Callable[..., str]) -> Callable[..., str]:
     @functools.wraps(stock)
     def model_name(models: Any, lora_request: Any = None) -> str:
         asked = noted()
-        if asked.model is None or asked.variant is None:
-            return stock(models, lora_request)
-        return asked.model
+        return stock(models, lora_request) if asked.variant is None else asked.model
 
     return model_name
 

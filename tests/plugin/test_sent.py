@@ -123,6 +123,18 @@ def test_what_goes_past_the_cache_takes_room_in_the_engines() -> None:
     assert kept.is_cached(["a", "other 6"]) == [False, False]
 
 
+def test_image_that_is_sent_twice_takes_room_once() -> None:
+    kept = cache(8)
+    first = process(kept, "a")
+    second = process(kept, "a")  # on its way before the first was sent
+    kept.sent([("a", first)])
+    assert kept.is_cached(["a"]) == [True]
+    kept.sent([("a", second)])
+    for name in "bcdefg":
+        kept.sent([(name, process(kept, name))])
+    assert kept.is_cached(["a", "g"]) == [True, True]
+
+
 class _Core:
     """An engine's core, of which a process of its own would hang."""
 

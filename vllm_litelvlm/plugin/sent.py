@@ -59,7 +59,7 @@ class SentCache(LruKeyReplicatedSenderCache):
         """
         for name, image in images:
             waiting = self._waiting.get(name)
-            if image is None:
+            if image is None or name in self._cache:
                 self._sent.append((name, None))
             elif waiting is not None and waiting is image:
                 self._sent.append((name, waiting.litelvlm_metadata))

@@ -306,13 +306,12 @@ def _whole(number: object) -> object:
 
 def _unquoted(value: object, annotation: Any) -> str:
     """A hint where a number, true or false stands in quotes."""
+    if not isinstance(value, str) or len(value) >= 20:
+        return ""
     kinds = get_args(annotation) or (annotation,)
-    if isinstance(value, str) and len(value) < 20:
-        for kind, spelling in ((bool, r"true|false"), ((int, float), r"-?\d+(\.\d+)?(e-?\d+)?")):
-            wanted = kind if isinstance(kind, tuple) else (kind,)
-            if any(one in kinds for one in wanted) and re.fullmatch(spelling, value):
-                return f" Write it without quotes: {value}."
-    return ""
+    is_number = re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", value) and (int in kinds or float in kinds)
+    is_truth = value in ("true", "false") and bool in kinds
+    return f" Write it without quotes: {value}." if is_number or is_truth else ""
 
 
 def _parse_variants(given: object, defaults: PruningOptions) -> dict[str, VariantOptions]:

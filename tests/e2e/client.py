@@ -30,6 +30,15 @@ def user_turn(text: str, *images: Image.Image | str) -> dict[str, Any]:
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
+def anthropic_turn(text: str, url: str | None = None) -> dict[str, Any]:
+    """A user's turn of ``/v1/messages``; ``url`` is a PNG's data URL."""
+    content: list[dict[str, Any]] = [{"type": "text", "text": text}]
+    if url is not None:
+        source = {"type": "base64", "media_type": "image/png", "data": url.partition(",")[2]}
+        content.insert(0, {"type": "image", "source": source})
+    return {"role": "user", "content": content}
+
+
 def request(
     messages: list[dict[str, Any]] | dict[str, Any],
     options: object = None,

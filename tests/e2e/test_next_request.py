@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.e2e.client import data_url, user_turn
+from tests.e2e.client import anthropic_turn, data_url, user_turn
 from tests.e2e.conftest import TracedServer, traced_server
 from tests.e2e.runners import V1
 from vllm_litelvlm.demo.checkpoint import Checkpoint
@@ -41,9 +41,7 @@ def chat(url: str, **more: Any) -> dict[str, Any]:
 
 
 def count(url: str) -> dict[str, Any]:
-    source = {"type": "base64", "media_type": "image/png", "data": url.partition(",")[2]}
-    content = [{"type": "image", "source": source}, {"type": "text", "text": WORDS}]
-    return {"model": "model", "messages": [{"role": "user", "content": content}]}
+    return {"model": "model", "messages": [anthropic_turn(WORDS, url)]}
 
 
 def refused_batch(url: str) -> dict[str, Any]:

@@ -16,7 +16,16 @@ from openai import NotFoundError, OpenAI
 from PIL import Image
 
 from tests.e2e.adapter import write_adapter
-from tests.e2e.client import Answer, ask, async_client, data_url, read, request, user_turn
+from tests.e2e.client import (
+    Answer,
+    anthropic_turn,
+    ask,
+    async_client,
+    data_url,
+    read,
+    request,
+    user_turn,
+)
 from tests.e2e.conftest import ARGUMENTS
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.demo.server import Server, serve
@@ -140,9 +149,7 @@ def _responses(served: Server, model: str, url: str) -> int:
 
 
 def _anthropic(model: str, url: str) -> dict[str, Any]:
-    source = {"type": "base64", "media_type": "image/png", "data": url.partition(",")[2]}
-    content = [{"type": "image", "source": source}, {"type": "text", "text": QUESTION}]
-    return {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": 4}
+    return {"model": model, "messages": [anthropic_turn(QUESTION, url)], "max_tokens": 4}
 
 
 def _messages(served: Server, model: str, url: str) -> int:

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.e2e.client import data_url, user_turn
+from tests.e2e.client import anthropic_turn, data_url, user_turn
 from tests.e2e.conftest import TracedServer, traced_server
 from tests.e2e.runners import V1
 from vllm_litelvlm.demo.checkpoint import Checkpoint
@@ -63,11 +63,7 @@ def _messages(url: str | None) -> dict[str, Any]:
 
 
 def _count_tokens(url: str | None) -> dict[str, Any]:
-    content: list[dict[str, Any]] = [{"type": "text", "text": QUESTION}]
-    if url is not None:
-        source = {"type": "base64", "media_type": "image/png", "data": url.partition(",")[2]}
-        content.insert(0, {"type": "image", "source": source})
-    return {"messages": [{"role": "user", "content": content}]}
+    return {"messages": [anthropic_turn(QUESTION, url)]}
 
 
 def _scoring(url: str | None) -> dict[str, Any]:

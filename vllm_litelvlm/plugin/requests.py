@@ -92,9 +92,9 @@ def _note(serving: Any, request: Any) -> Asked:
 
 def _drop_kept(request: Any) -> None:
     """Another model's request goes on without what stock vLLM would not have kept."""
-    field = getattr(request, FIELD, None)
-    kept = field if isinstance(field, dict) and OPTIONS_KEY in field else {}
-    request.mm_processor_kwargs = {key: kept[key] for key in kept if key == OPTIONS_KEY} or None
+    field: Any = getattr(request, FIELD, None)
+    has_ours = isinstance(field, dict) and OPTIONS_KEY in field
+    request.mm_processor_kwargs = {OPTIONS_KEY: field[OPTIONS_KEY]} if has_ours else None
 
 
 def _refuse_misplaced(request: Any) -> None:

@@ -156,7 +156,7 @@ def test_pixels_are_kept_until_vllm_clears_its_cache(build: Any) -> None:
     processor = build()
     image = Image.new("RGB", (40, 40), (200, 10, 10))
     apply(processor, [image], {"budget": 64})
-    assert len(processor._pixels._pixels) == 1
+    assert len(processor._pixels) == 1
     cleared = BaseRenderer.clear_mm_cache
     renderer = SimpleNamespace(
         _mm_processor_cache=None,
@@ -165,4 +165,4 @@ def test_pixels_are_kept_until_vllm_clears_its_cache(build: Any) -> None:
         model_config=processor.info.ctx.model_config,
     )
     cleared(renderer)
-    assert (len(processor._pixels._pixels), processor._pixels._bytes) == (0, 0)
+    assert (len(processor._pixels), processor._pixels._bytes) == (0, 0)

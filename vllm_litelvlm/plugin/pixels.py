@@ -6,7 +6,9 @@ with its text: under another text it would have the same image preprocessed agai
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from vllm.multimodal.media import MediaWithBytes
 
 from vllm_litelvlm.plugin.metrics import count_pixels
 from vllm_litelvlm.pruning.window import Window
-from vllm_litelvlm.vision.frame import as_image, padded, window
+from vllm_litelvlm.vision.frame import padded, size, window
 
 #: How many of the names that clients gave to images are remembered.
 _NAMES = 16_384
@@ -34,28 +36,32 @@ class Picture:
 
     def __init__(
         self,
-        image: object,
+        image: Any,
         name: str | None,
         digest: Callable[..., str],
         kept: "PixelCache",
         padding: Sequence[float] | None = None,
         grid: int = 1,
     ) -> None:
-        self._image = image.media if isinstance(image, MediaWithBytes) else image
-        self._padding, self._given = padding, image
+        self._given, self._padding = image, padding
         self._digest = digest if padding is None else partial(digest, padding=list(padding))
         self.name = None if name is None else self._digest(name=name)
         named = image is None and self.name is not None
         self._known = kept.key_of(self.name) if named else None
         #: The patches that show it, where padding is all that others show.
         self.window = kept.window_of(self.name) if named else None
-        if padding is not None and self._image is not None:
-            self.window = window(as_image(self._image).size, grid)
+        if padding is not None and image is not None:
+            self.window = window(size(self._plain), grid)
+
+    @property
+    def encoded(self) -> str | None:
+        """The digest of its bytes as they were sent, if it came encoded."""
+        return vars(self._given).get("litelvlm_digest") if self._came_encoded else None
 
     @cached_property
     def key(self) -> bytes:
         """Pictures of equal keys have equal pixels."""
-        return self._known or bytes.fromhex(self._digest(image=self._given))
+        return self._known or bytes.fromhex(self._digest(image=self.encoded or self._given))
 
     @property
     def identity(self) -> str:
@@ -65,56 +71,70 @@ class Picture:
     @property
     def is_missing(self) -> bool:
         """Whether neither the image nor its pixels are there."""
-        return self._image is None and self._known is None
+        return self._given is None and self._known is None
 
     @property
     def image(self) -> object:
         """What is to be preprocessed."""
-        return self._image if self._padding is None else padded(self._image, self._padding)
+        return self._plain if self._padding is None else padded(self._plain, self._padding)
+
+    @property
+    def _plain(self) -> Any:
+        return self._given.media if self._came_encoded else self._given
+
+    @property
+    def _came_encoded(self) -> bool:
+        return isinstance(self._given, MediaWithBytes)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """``encoded`` as :attr:`Picture.encoded`."""
+
+    pixels: Tensor
+    encoded: str | None
 
 
 class PixelCache:
-    """Pixel values by picture; the least recently used go first.
+    """Pixels by picture; the least recently used go first. They are kept as they are sent.
 
     Args:
-        max_bytes: what all pixel values together may take; 0 keeps none.
+        max_bytes: what all pixels together may take; 0 keeps none.
+        algorithm: what vLLM hashes images with.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, algorithm: str = "blake3") -> None:
+        self.algorithm = algorithm
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._pixels: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
+        self._encoded: set[str] = set()
         self._names: OrderedDict[str | None, tuple[bytes | None, Window | None]] = OrderedDict()
 
-    def get(
-        self, pictures: Sequence[Picture], preprocess: Callable[[list[int]], Tensor]
-    ) -> list[Tensor]:
-        """Pixel values of every picture, [3, side, side] each.
+    def __len__(self) -> int:
+        return len(self._kept)
 
-        ``preprocess`` is given places in ``pictures`` and returns their pixels, [images, 3, side,
-        side].
-        """
+    def get(
+        self, pictures: Sequence[Picture], preprocess: Callable[[Picture], Tensor]
+    ) -> list[Tensor]:
+        """Pixels of every picture; ``preprocess`` makes those that are not kept."""
         keys = [picture.key for picture in pictures]
-        there = {key: self._pixels[key] for key in keys if key in self._pixels}
-        missing = {key: place for place, key in enumerate(keys) if key not in there}
+        there = {key: self._kept[key].pixels for key in keys if key in self._kept}
         count_pixels(len(keys), sum(key in there for key in keys))
-        if missing:
-            fresh = preprocess(list(missing.values()))
-            there |= dict(zip(missing, fresh, strict=True))
-        for key in dict.fromkeys(keys):
-            self._keep(key, there[key])
         for picture in pictures:
-            if picture.name is not None:
-                self._names[picture.name] = picture.key, picture.window
-                self._names.move_to_end(picture.name)
-                if len(self._names) > _NAMES:
-                    self._names.popitem(last=False)
+            if picture.key not in there:
+                there[picture.key] = preprocess(picture)
+            self._keep(picture, there[picture.key])
         return [there[key] for key in keys]
+
+    def has_encoded(self, digest: str) -> bool:
+        """Whether the pixels of an encoded image are kept. Any thread may ask."""
+        return digest in self._encoded
 
     def key_of(self, name: str | None) -> bytes | None:
         """The key of the picture that last had a name, if its pixels are still there."""
         key, _ = self._names.get(name, (None, None))
-        return key if key in self._pixels else None
+        return key if key in self._kept else None
 
     def window_of(self, name: str | None) -> Window | None:
         """The window of the picture that last had a name: vLLM may still have its pixels."""
@@ -123,22 +143,32 @@ class PixelCache:
 
     def clear(self) -> None:
         """Forget all pixels and names."""
-        self._pixels.clear()
+        self._kept.clear()
+        self._encoded.clear()
         self._names.clear()
         self._bytes = 0
 
-    def _keep(self, key: bytes, pixels: Tensor) -> None:
-        if key in self._pixels:
-            self._pixels.move_to_end(key)
-            return
-        size = pixels.numel() * pixels.element_size()
-        if size > self._max_bytes:
-            return
-        self._pixels[key] = pixels.clone()  # not a view of a whole batch
-        self._bytes += size
-        while self._bytes > self._max_bytes:
-            _, oldest = self._pixels.popitem(last=False)
-            self._bytes -= oldest.numel() * oldest.element_size()
+    def _keep(self, picture: Picture, pixels: Tensor) -> None:
+        if picture.name is not None:
+            self._names[picture.name] = picture.key, picture.window
+            self._names.move_to_end(picture.name)
+            if len(self._names) > _NAMES:
+                self._names.popitem(last=False)
+        if picture.key in self._kept:
+            self._kept.move_to_end(picture.key)
+        elif pixels.nbytes <= self._max_bytes:
+            self._kept[picture.key] = _Kept(pixels, picture.encoded)
+            self._bytes += pixels.nbytes
+            if picture.encoded is not None:
+                self._encoded.add(picture.encoded)
+            while self._bytes > self._max_bytes:
+                self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        _, oldest = self._kept.popitem(last=False)
+        self._bytes -= oldest.pixels.nbytes
+        if oldest.encoded is not None:
+            self._encoded.discard(oldest.encoded)
 
 
 def as_field(key: bytes) -> Tensor:

@@ -81,9 +81,10 @@ class Plan:
 
     def to_json(self) -> str:
         """Canonical form: equal plans, equal strings."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return json.dumps(_plain(self), sort_keys=True, separators=(",", ":"))
 
     @classmethod
+    @lru_cache(maxsize=1024)
     def from_json(cls, text: str) -> "Plan":
         """The inverse of :meth:`to_json`."""
         fields = json.loads(text)
@@ -102,8 +103,8 @@ class WorkOrder(Order):
     @staticmethod
     def encode(plan: Plan) -> Tensor:
         """A plan as uint8 [bytes]."""
-        fields = asdict(plan)
-        order = {name: value for name, value in fields.items() if name not in ("texts", "version")}
+        order = _plain(plan)
+        del order["texts"], order["version"]
         data = bytearray(json.dumps(order, sort_keys=True), "utf-8")
         return torch.frombuffer(data, dtype=torch.uint8)
 
@@ -119,6 +120,11 @@ def _work_order(data: bytes) -> WorkOrder:
     pruner = _pruner(order.pop("method"), order.pop("parameters"))
     order["layer"], order["window"] = Layer(order["layer"]), _window(order["window"])
     return WorkOrder(pruner, **order)
+
+
+def _plain(plan: Plan) -> dict[str, Any]:
+    """Its fields as JSON has them."""
+    return {**vars(plan), "window": plan.window and asdict(plan.window)}
 
 
 def _window(fields: Mapping[str, int] | None) -> Window | None:

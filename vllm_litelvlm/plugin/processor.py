@@ -30,8 +30,14 @@ from vllm_litelvlm.options import (
 )
 from vllm_litelvlm.plugin import metrics
 from vllm_litelvlm.plugin.asked import VARIANT_KEY
-from vllm_litelvlm.plugin.config import guidance_config, position_limit, settle_options
+from vllm_litelvlm.plugin.config import (
+    GuidanceConfig,
+    guidance_config,
+    position_limit,
+    settle_options,
+)
 from vllm_litelvlm.plugin.conversation import CONVERSATION_KEY, Conversation
+from vllm_litelvlm.plugin.encoded import look_in
 from vllm_litelvlm.plugin.instruction import InstructionReader
 from vllm_litelvlm.plugin.layers import Layout, calls, guiding_texts, one_layer, two_layers
 from vllm_litelvlm.plugin.pixels import Picture, PixelCache, as_field
@@ -41,7 +47,9 @@ from vllm_litelvlm.plugin.refusal import refusals
 from vllm_litelvlm.plugin.turns import Turn
 from vllm_litelvlm.pruning.registry import check_texts, method_names, pruner_class, settle_focus
 from vllm_litelvlm.pruning.window import Window
+from vllm_litelvlm.vision.clip import patch_count
 from vllm_litelvlm.vision.frame import Frame, check_shows_squares
+from vllm_litelvlm.vision.pixels import ByteProcessor
 from vllm_litelvlm.vision.text import ClipTextTokenizer
 
 ORDERS_FIELD = "litelvlm_orders"
@@ -59,17 +67,41 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
     #: The server's ``--chat-template``, which is told before the first request.
     chat_template: str | None = None
 
-    def __init__(
-        self,
-        info: LlavaProcessingInfo,
-        dummy_inputs: LlavaDummyInputsBuilder[LlavaProcessingInfo],
-    ) -> None:
-        super().__init__(info, dummy_inputs)
-        config = info.get_hf_config()
-        self._guidance = guidance_config(config)
-        self._patches = info.get_max_image_tokens()
-        self._pixels = PixelCache(int(self._guidance.server.pixel_cache_gb * 2**30))
-        self._image_token_id = config.image_token_index
+    # vLLM builds a processor for every chat to ask it one thing, so each part waits to be used.
+
+    @cached_property
+    def _guidance(self) -> GuidanceConfig:
+        return guidance_config(self.info.get_hf_config())
+
+    @cached_property
+    def _patches(self) -> int:
+        return patch_count(self.info.get_hf_config().vision_config)
+
+    @cached_property
+    def _pixels(self) -> PixelCache:
+        max_bytes = int(self._guidance.server.pixel_cache_gb * 2**30)
+        cache = PixelCache(max_bytes, self._hash_algorithm)
+        look_in(cache)
+        return cache
+
+    @cached_property
+    def _image_token_id(self) -> int:
+        return int(self.info.get_hf_config().image_token_index)
+
+    @property
+    def _hash_algorithm(self) -> str:
+        return str(self.info.ctx.get_mm_config().mm_hasher_algorithm)
+
+    @cached_property
+    def bytes_of(self) -> ByteProcessor | None:
+        """Makes the pixels that travel as bytes; None where they travel as numbers.
+
+        They do where the image processor cannot be split, or the server gives it arguments.
+        """
+        if self.info.ctx.get_merged_mm_kwargs({}):
+            return None
+        with torch.device("cpu"):
+            return ByteProcessor.of(self.info.get_hf_processor().image_processor)
 
     @cached_property
     def _padding(self) -> tuple[float, ...]:
@@ -146,8 +178,7 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
                 "directly; send the image itself, or serve without --plugin litelvlm.",
                 parameter="image_embeds",
             )
-        algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
-        digest = partial(MultiModalHasher.hash_kwargs, algorithm, **others)
+        digest = partial(MultiModalHasher.hash_kwargs, self._hash_algorithm, **others)
         names = (inputs.mm_uuid_items or {}).get("image") or [None] * len(images)
         padding = self._padding if frame == "pad" else None
         grid = math.isqrt(self._patches)
@@ -252,20 +283,20 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
 
     def _get_mm_hashes(self, inputs: ProcessorInputs) -> MultiModalHashes:
         """Every item's identity: its picture's, together with its plan."""
-        items = inputs.mm_data_items["image"].get_all_items_for_hash()
-        names = inputs.mm_uuid_items["image"] if inputs.mm_uuid_items else []
+        assert inputs.mm_uuid_items is not None
+        digest = partial(
+            MultiModalHasher.hash_kwargs,
+            self._hash_algorithm,
+            model_id=self.info.model_id,
+            media_io_kwargs=inputs.media_io_kwargs.get("image") or {},
+        )
         plans = _plans(inputs.hf_processor_mm_kwargs)
-        hashes = []
-        for item, name, plan in zip(items, names, plans, strict=True):
-            kwargs = {**inputs.hf_processor_mm_kwargs, OPTIONS_KEY: plan}
-            one = dataclasses.replace(
-                inputs,
-                mm_data_items=_items([item]),
-                mm_uuid_items={"image": [name]},
-                hf_processor_mm_kwargs=kwargs,
-            )
-            hashes += super()._get_mm_hashes(one)["image"]
-        return {"image": hashes}
+        names = inputs.mm_uuid_items["image"]
+        return {
+            "image": [
+                digest(image=name, plan=plan) for name, plan in zip(names, plans, strict=True)
+            ]
+        }
 
     def _get_cache_missing_processor_kwargs(
         self, inputs: ProcessorInputs, mm_is_cached: Mapping[str, list[bool]]
@@ -291,24 +322,30 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
                 parameter="uuid",
             )
 
-        def preprocess(places: list[int]) -> torch.Tensor:
-            some = {**hf_data, "images": [pictures[place].image for place in places]}
+        def preprocess(picture: Picture) -> torch.Tensor:
+            if not others and self.bytes_of is not None:
+                return self.bytes_of(picture.image)
+            some = {**hf_data, "images": [picture.image]}
             pixels = super(LiteLVLMProcessor, self)._call_hf_processor(some, others)
             assert isinstance(pixels["pixel_values"], torch.Tensor)
+            # With their batch dimension: vLLM puts equal shapes into one tensor, and would take
+            # bytes for such numbers.
             return pixels["pixel_values"]
 
         return BatchFeature(
             {
-                "pixel_values": torch.stack(self._pixels.get(pictures, preprocess)),
+                "pixel_values": self._pixels.get(pictures, preprocess),
                 ORDERS_FIELD: [WorkOrder.encode(plan) for plan in plans],
-                TEXT_IDS_FIELD: [self._text_ids(plan.texts) for plan in plans],
+                TEXT_IDS_FIELD: self._text_ids([plan.texts for plan in plans]),
                 IMAGE_KEYS_FIELD: [as_field(picture.key) for picture in pictures],
             }
         )
 
-    def _text_ids(self, texts: tuple[str, ...]) -> torch.Tensor:
-        """Token ids of texts, int32 [texts, length]."""
-        return self._text_tokenizer(texts) if texts else torch.zeros(0, 1, dtype=torch.int32)
+    def _text_ids(self, texts: Sequence[tuple[str, ...]]) -> list[torch.Tensor]:
+        """Token ids of every item's texts, int32 [texts, length] each."""
+        none = torch.zeros(0, 1, dtype=torch.int32)
+        known = {some: self._text_tokenizer(some) if some else none for some in {*texts}}
+        return [known[some] for some in texts]
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]

@@ -6,7 +6,7 @@ from types import TracebackType
 
 from vllm_litelvlm.activation import is_vllm_command
 from vllm_litelvlm.errors import LiteLVLMError
-from vllm_litelvlm.plugin import compat, metrics, requests, sent, variants
+from vllm_litelvlm.plugin import compat, encoded, metrics, requests, sent, variants
 from vllm_litelvlm.plugin.served import MODELS
 
 
@@ -19,6 +19,7 @@ def install() -> None:
     requests.install()
     variants.install()
     sent.install()
+    encoded.install()
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 

@@ -46,6 +46,12 @@ def as_image(picture: Any) -> Image.Image:
     return image.convert("RGB")
 
 
+def size(picture: Any) -> tuple[int, int]:
+    """Width and height of a picture, which is not decoded for it."""
+    image = picture if isinstance(picture, Image.Image) else as_image(picture)
+    return image.size
+
+
 def window(size: tuple[int, int], grid: int) -> Window | None:
     """Patches that show something of a padded picture; None where all do.
 

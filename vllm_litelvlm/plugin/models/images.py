@@ -16,12 +16,13 @@ from vllm_litelvlm.pruning.base import to_device
 class VllmImages:
     """See :class:`vllm_litelvlm.vision.images.Images`.
 
-    ``model`` is vLLM's LlavaForConditionalGeneration; ``pixel_values`` [images, 3, side, side].
+    ``model`` is our LlavaForConditionalGeneration; ``pixels`` [images, 3, side, side], bytes or
+    numbers: those of images whose features are kept are not looked at.
     What the tower and the projector take is no part of ``section``.
     """
 
     model: Any
-    pixel_values: Tensor
+    pixels: Tensor
     keys: Sequence[bytes]
     section: Section
 
@@ -33,19 +34,20 @@ class VllmImages:
     @property
     def device(self) -> torch.device:
         """Where the pixels are."""
-        return self.pixel_values.device
+        return self.pixels.device
 
     @property
     def tower(self) -> VllmTower:
         """The tower's blocks, on these images."""
-        return VllmTower(self._tower, self.pixel_values)
+        return VllmTower(self._tower, self.pixels, self.model.litelvlm_numbers)
 
     def run(self, images: Sequence[int], with_input: bool) -> tuple[Tensor, Tensor | None]:
         """Run vLLM's tower as it is."""
-        pixel_values = self.pixel_values
-        if list(images) != list(range(len(pixel_values))):
-            pixel_values = pixel_values.index_select(0, to_device(images, self.device))
+        pixels = self.pixels
+        if list(images) != list(range(len(pixels))):
+            pixels = pixels.index_select(0, to_device(images, self.device))
         with self.section.pause():
+            pixel_values = self.model.litelvlm_numbers(pixels)
             if not with_input:
                 return self.model.vision_tower(pixel_values, feature_select_strategy="full"), None
             last = len(self._tower.encoder.layers)

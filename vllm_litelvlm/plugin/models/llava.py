@@ -26,6 +26,7 @@ from vllm_litelvlm.plugin.processor import (
     IMAGE_KEYS_FIELD,
     ORDERS_FIELD,
     TEXT_IDS_FIELD,
+    LiteLVLMProcessor,
     build_processor,
 )
 from vllm_litelvlm.plugin.profile import Profile
@@ -39,6 +40,7 @@ from vllm_litelvlm.pruning.registry import build_pruner
 from vllm_litelvlm.vision.checkpoint import read_clip_config
 from vllm_litelvlm.vision.clip import patch_count
 from vllm_litelvlm.vision.guidance import Guidance
+from vllm_litelvlm.vision.pixels import PixelValues
 
 #: More than the prefix cache has room for; they take 9 MiB.
 _BASES = 16_384
@@ -64,12 +66,18 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
         #: of them, so a step may have more than the memory profile saw, which sets this.
         step = vllm_config.scheduler_config.max_num_encoder_input_tokens
         self._at_once = max(1, step // self.litelvlm_patches)
+        #: None where pixels do not come as bytes.
+        self.litelvlm_pixels: PixelValues | None = None
         #: None where images are not served, and so the next.
         self.litelvlm: Guidance | None = None
         self._followed: FollowedWeights | None = None
         if self.multimodal_config.get_limit_per_prompt("image") > 0:
             clip = read_clip_config(self._guidance_config.clip_model, tower)
             dtype = vllm_config.model_config.dtype
+            processor = MULTIMODAL_REGISTRY.create_processor(vllm_config.model_config)
+            assert isinstance(processor, LiteLVLMProcessor)
+            if processor.bytes_of is not None:
+                self.litelvlm_pixels = PixelValues(processor.bytes_of, dtype)
             self.litelvlm = Guidance(tower, clip, dtype)
             self._add_caches(self.litelvlm, dtype)
             self._followed = FollowedWeights(
@@ -109,34 +117,52 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
         orders = [WorkOrder.decode(order) for order in _items(kwargs.pop(ORDERS_FIELD, ()))]
         text_ids = _items(kwargs.pop(TEXT_IDS_FIELD, ()))
         keys = [key.numpy().tobytes() for key in _items(kwargs.pop(IMAGE_KEYS_FIELD, ()))]
-        image_input = self._parse_and_validate_image_input(**kwargs)
-        if image_input is None:
+        if not orders:
             return []
+        pixels = self._together(kwargs["pixel_values"])
         assert self.litelvlm is not None
         whole = all(isinstance(one.pruner, KeepAll) and one.window is None for one in orders)
         if whole and not self.litelvlm.keeps_features(keys):
             # Stock vLLM, bit for bit.
             trace_selections(orders, text_ids, None, self.litelvlm_patches)
-            return self._finished(self._process_image_input(image_input), orders)
-        pixel_values = image_input["pixel_values"]
-        assert len(orders) == len(text_ids) == len(keys) == len(pixel_values)
+            stock = self._parse_and_validate_image_input(pixel_values=self.litelvlm_numbers(pixels))
+            return self._finished(self._process_image_input(stock), orders)
+        assert len(orders) == len(text_ids) == len(keys) == len(pixels)
         if any(isinstance(order.pruner, Profile) for order in orders):
-            return self._profile(pixel_values, text_ids, orders)
+            return self._profile(pixels, text_ids, orders)
         embeddings: list[Tensor] = []
         for start in range(0, len(orders), self._at_once):
             some = slice(start, start + self._at_once)
-            embeddings += self._embed(pixel_values[some], keys[some], text_ids[some], orders[some])
+            embeddings += self._embed(pixels[some], keys[some], text_ids[some], orders[some])
         return embeddings
+
+    def _together(self, pixels: object) -> Tensor:
+        """The step's pixels as one tensor, [images, 3, side, side].
+
+        They come as bytes, uint8 [3, side, side] each, or as numbers, [1, 3, side, side].
+        """
+        if isinstance(pixels, Tensor) and pixels.dtype == torch.uint8:
+            return pixels
+        each = (one if one.ndim == 4 else one[None] for one in _items(pixels))
+        return torch.cat([self.litelvlm_numbers(one) for one in each])
+
+    def litelvlm_numbers(self, pixels: Tensor) -> Tensor:
+        """What the tower takes of pixels as they come, [images, 3, side, side]."""
+        if pixels.dtype != torch.uint8:
+            return pixels
+        assert self.litelvlm_pixels is not None
+        values: Tensor = self.litelvlm_pixels(pixels)
+        return values
 
     def _embed(
         self,
-        pixel_values: Tensor,
+        pixels: Tensor,
         keys: list[bytes],
         text_ids: list[Tensor],
         orders: list[WorkOrder],
     ) -> Sequence[Tensor] | Tensor:
         """The tokens of as many images as memory is there for."""
-        selections = self._select(pixel_values, keys, text_ids, orders)
+        selections = self._select(pixels, keys, text_ids, orders)
         trace_selections(orders, text_ids, selections, self.litelvlm_patches)
         return self._finished(self._project(selections), orders, selections)
 
@@ -152,13 +178,13 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
         return placed(embeddings, orders, selections, self.litelvlm_patches)
 
     def _profile(
-        self, pixel_values: Tensor, text_ids: list[Tensor], orders: list[WorkOrder]
+        self, pixels: Tensor, text_ids: list[Tensor], orders: list[WorkOrder]
     ) -> MultiModalEmbeddings:
         """Run vLLM's memory profile, whose images are one and the same, as if they were not."""
         assert self.litelvlm is not None
         self._at_once = len(orders)
         keys = [number.to_bytes(4, "little") for number in range(len(orders))]
-        selections = self._select(pixel_values, keys, text_ids, orders)
+        selections = self._select(pixels, keys, text_ids, orders)
         embeddings = self._finished(self._project(selections), orders, selections)
         self.litelvlm.forget()
         return embeddings
@@ -172,7 +198,7 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
 
     def _select(
         self,
-        pixel_values: Tensor,
+        pixels: Tensor,
         keys: list[bytes],
         text_ids: list[Tensor],
         orders: list[WorkOrder],
@@ -183,9 +209,9 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
         guidance_seconds = metrics.guidance_seconds if metrics is not None else None
         selection_seconds = metrics.selection_seconds if metrics is not None else None
         needs = needed_signals(orders)
-        device = pixel_values.device
+        device = pixels.device
         with self._stopwatch.time(guidance_seconds, device) as section:
-            images = VllmImages(self, pixel_values, keys, section)
+            images = VllmImages(self, pixels, keys, section)
             signals = guidance.signals(images, text_ids, needs)
         if metrics is not None:
             metrics.show_caches(guidance.feature_cache, guidance.text_cache)

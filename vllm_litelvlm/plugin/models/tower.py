@@ -1,7 +1,7 @@
 """vLLM's CLIP tower, opened: its blocks one by one, and the weights of what they begin with."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,14 +18,16 @@ _FIXED_STEPS = ("input_scale", "input_global_scale")
 
 @dataclass(frozen=True)
 class VllmTower:
-    """A :class:`~vllm_litelvlm.pruning.base.Tower` on a batch of ``pixel_values``.
+    """A :class:`~vllm_litelvlm.pruning.base.Tower` on a batch of ``pixels``.
 
-    The blocks' own (fused, possibly sharded) weights are used. Attention is PyTorch's, since
-    vLLM's encoder attention takes no bias.
+    ``numbers`` makes of them what the first block's embeddings take. The blocks' own (fused,
+    possibly sharded) weights are used. Attention is PyTorch's, since vLLM's encoder attention takes
+    no bias.
     """
 
     model: CLIPVisionTransformer
-    pixel_values: Tensor
+    pixels: Tensor
+    numbers: Callable[[Tensor], Tensor]
 
     @property
     def layers(self) -> int:
@@ -34,12 +36,13 @@ class VllmTower:
 
     def rows(self, images: Sequence[int]) -> "VllmTower":
         """The same tower on some of the images."""
-        index = to_device(list(images), self.pixel_values.device)
-        return VllmTower(self.model, self.pixel_values.index_select(0, index))
+        index = to_device(list(images), self.pixels.device)
+        return replace(self, pixels=self.pixels.index_select(0, index))
 
     def embed(self) -> Tensor:
         """The first block's input, [images, 1 + patches, width]."""
-        embedded: Tensor = self.model.pre_layrnorm(self.model.embeddings(self.pixel_values))
+        embeddings = self.model.embeddings(self.numbers(self.pixels))
+        embedded: Tensor = self.model.pre_layrnorm(embeddings)
         return embedded
 
     def attend(self, layer: int, hidden: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,200 @@
+"""Pixels that are kept in the front end, and encoded images that need not be decoded again."""
+
+import io
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFile
+from torch import Tensor
+from vllm.multimodal.hasher import MultiModalHasher
+from vllm.multimodal.media import MediaWithBytes
+from vllm.multimodal.media.image import ImageMediaIO
+
+from vllm_litelvlm.plugin import encoded
+from vllm_litelvlm.plugin.pixels import Picture, PixelCache
+
+DIGEST = partial(MultiModalHasher.hash_kwargs, "blake3")
+
+
+def jpeg(seed: int = 0, size: tuple[int, int] = (40, 30)) -> bytes:
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    kept = io.BytesIO()
+    Image.fromarray(noise).save(kept, format="JPEG")
+    return kept.getvalue()
+
+
+def pixels_of(picture: Picture) -> Tensor:
+    """As many bytes as the picture has pixels."""
+    image = picture.image
+    assert isinstance(image, Image.Image)
+    return torch.from_numpy(np.asarray(image.convert("L")).copy())
+
+
+@pytest.fixture
+def cache(installed: None, monkeypatch: pytest.MonkeyPatch) -> PixelCache:
+    """A cache that is asked about encoded images, and no other."""
+    monkeypatch.setattr(encoded, "_caches", encoded.WeakSet())
+    found = PixelCache(10_000)
+    encoded.look_in(found)
+    return found
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pixels Pillow has decoded of each image, in order."""
+    seen: list[int] = []
+    load_file = ImageFile.ImageFile.load
+
+    def noting_file(image: ImageFile.ImageFile) -> Any:
+        if image.tile:
+            seen.append(image.width * image.height)
+        return load_file(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", noting_file)
+    return seen
+
+
+def sent(data: bytes, cache: PixelCache, name: str | None = None) -> Picture:
+    return Picture(ImageMediaIO().load_bytes(data), name, DIGEST, cache)
+
+
+def test_image_that_comes_again_is_not_decoded(cache: PixelCache, decoded: list[int]) -> None:
+    first = sent(jpeg(), cache)
+    [pixels] = cache.get([first], pixels_of)
+    assert decoded == [1200]
+    again = sent(jpeg(), cache)
+    assert isinstance(again._given, MediaWithBytes)
+    assert again.key == first.key
+    [found] = cache.get([again], pixels_of)
+    assert found is pixels
+    assert decoded == [1200]
+
+
+def test_image_that_someone_looks_at_after_all_is_decoded_then(
+    cache: PixelCache, decoded: list[int]
+) -> None:
+    [pixels] = cache.get([sent(jpeg(), cache)], pixels_of)
+    again = ImageMediaIO().load_bytes(jpeg())
+    assert decoded == [1200]
+    assert (again.mode, again.media.size, again.original_bytes) == ("RGB", (40, 30), jpeg())
+    assert np.array_equal(np.asarray(again.media), np.asarray(Image.open(io.BytesIO(jpeg()))))
+    cache.clear()
+    picture = Picture(again, None, DIGEST, cache)
+    assert torch.equal(cache.get([picture], pixels_of)[0], pixels)
+
+
+@pytest.mark.parametrize("what", ["turned", "grey", "with a palette"])
+def test_image_that_vllm_turns_or_converts_is_decoded_every_time(
+    cache: PixelCache, decoded: list[int], what: str
+) -> None:
+    stored, image = io.BytesIO(), Image.open(io.BytesIO(jpeg()))
+    if what == "turned":
+        exif = Image.Exif()
+        exif[Image.ExifTags.Base.Orientation] = 6
+        image.save(stored, format="JPEG", exif=exif)
+    else:
+        image.convert("L" if what == "grey" else "P").save(stored, format="PNG")
+    decoded.clear()
+    for times in (1, 2):
+        picture = sent(stored.getvalue(), cache)
+        [pixels] = cache.get([picture], pixels_of)
+        assert pixels.shape == ((40, 30) if what == "turned" else (30, 40))
+        assert decoded == [1200] * times
+
+
+def test_other_settings_of_decoding_make_another_image(cache: PixelCache) -> None:
+    stored = io.BytesIO()
+    Image.new("RGBA", (8, 8), (10, 20, 30, 0)).save(stored, format="PNG")
+    white, red = ImageMediaIO(), ImageMediaIO(rgba_background_color=(255, 0, 0))
+    first = Picture(white.load_bytes(stored.getvalue()), None, DIGEST, cache)
+    cache.get([first], pixels_of)
+    again = red.load_bytes(stored.getvalue())
+    other = Picture(again, None, DIGEST, cache)
+    assert other.key != first.key
+    assert again.media.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_what_pixels_depend_on_besides_makes_another_key(cache: PixelCache) -> None:
+    image = ImageMediaIO().load_bytes(jpeg())
+    digests = [DIGEST, partial(DIGEST, size=3)]
+    paddings: list[Any] = [None, (0.1, 0.2, 0.3)]
+    keys = {Picture(image, None, one, cache, pad, 24).key for one in digests for pad in paddings}
+    assert len(keys) == 4
+
+
+def test_encoded_image_is_hashed_once(cache: PixelCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, hashed = jpeg(size=(200, 200)), []
+    serialise = MultiModalHasher.serialize_item.__func__  # type: ignore[attr-defined]
+
+    def noting(cls: Any, value: Any) -> Any:
+        if value is data or getattr(value, "original_bytes", None) is data:
+            hashed.append(value)
+        return serialise(cls, value)
+
+    monkeypatch.setattr(MultiModalHasher, "serialize_item", classmethod(noting))
+    picture = sent(data, cache)
+    cache.get([picture], pixels_of)
+    assert (len(picture.key), len(picture.identity)) == (32, 7 + 64)
+    assert len(hashed) == 1
+
+
+def test_oldest_pixels_go_first_and_their_images_are_decoded_again(
+    cache: PixelCache, decoded: list[int]
+) -> None:
+    for seed in range(9):  # of 1,200 bytes each, in 10,000
+        cache.get([sent(jpeg(seed), cache)], pixels_of)
+    assert (len(cache), len(decoded)) == (8, 9)
+    cache.get([sent(jpeg(8), cache)], pixels_of)
+    assert len(decoded) == 9
+    cache.get([sent(jpeg(0), cache)], pixels_of)
+    assert len(decoded) == 10
+    assert len(cache._encoded) == len(cache) == 8
+
+
+def test_pixels_are_kept_without_a_copy(cache: PixelCache) -> None:
+    made: list[Tensor] = []
+
+    def making(picture: Picture) -> Tensor:
+        made.append(pixels_of(picture))
+        return made[-1]
+
+    [first] = cache.get([sent(jpeg(), cache)], making)
+    [again] = cache.get([sent(jpeg(), cache)], making)
+    assert first is again is made[0]
+
+
+def test_equal_images_of_a_request_are_preprocessed_once(cache: PixelCache) -> None:
+    calls: list[Picture] = []
+
+    def making(picture: Picture) -> Tensor:
+        calls.append(picture)
+        return pixels_of(picture)
+
+    pictures = [sent(jpeg(seed), cache) for seed in (0, 1, 0)]
+    first, second, third = cache.get(pictures, making)
+    assert len(calls) == 2
+    assert first is third
+    assert not torch.equal(first, second)
+
+
+def test_cache_of_no_bytes_keeps_nothing(installed: None) -> None:
+    none = PixelCache(0)
+    none.get([Picture(ImageMediaIO().load_bytes(jpeg()), None, DIGEST, none)], pixels_of)
+    assert len(none) == len(none._encoded) == 0
+
+
+def test_image_that_is_broken_is_refused_as_by_stock(cache: PixelCache) -> None:
+    for data in (b"no image", jpeg()[:200]):
+        with pytest.raises(ValueError, match="Failed to load image"):
+            ImageMediaIO().load_bytes(data)
+
+
+def test_name_finds_the_pixels_of_what_was_sent_with_it(cache: PixelCache) -> None:
+    [pixels] = cache.get([sent(jpeg(), cache, "cup")], pixels_of)
+    named = Picture(None, "cup", DIGEST, cache)
+    assert not named.is_missing
+    assert cache.get([named], pixels_of)[0] is pixels
+    assert Picture(None, "saucer", DIGEST, cache).is_missing

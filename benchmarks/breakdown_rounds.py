@@ -1,16 +1,15 @@
 """Asks every request round by round, on vLLM in this process."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.breakdown_engine import Answer, Engine, Questions
 from benchmarks.breakdown_settings import Settings
 from benchmarks.machine import OtherLoad
 from benchmarks.order import balanced
+from benchmarks.progress import progress_bar
 
 #: What is new about a request: which of two images and which of two texts it has, in this order.
 STATES = {
@@ -53,7 +52,7 @@ def measure(
     :data:`STATES`); no case gains from the order.
     """
     questions, requests = Questions(settings.seed), []
-    with _progress(console) as progress:
+    with progress_bar(console, 52) as progress:
         task = progress.add_task("", total=(1 + settings.repetitions) * len(cases) * len(states))
         for repetition in range(-1, settings.repetitions):
             other_load, answers = OtherLoad(), []
@@ -73,14 +72,3 @@ def measure(
                 load = other_load.cores()
                 requests += [Request(repetition, *answer, load) for answer in answers]
     return requests
-
-
-def _progress(console: Console) -> AbstractContextManager[Progress]:
-    """Drawn seldom, as drawing takes time from the cores that are measured."""
-    columns = (
-        TextColumn("{task.description:<52}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    return Progress(*columns, console=console, refresh_per_second=1)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from openai import AsyncOpenAI
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.client import Block, MeasurementError, Session, check_prompt_lengths
 from benchmarks.conditions import STOCK, UNCACHED, Condition
@@ -22,6 +21,7 @@ from benchmarks.engine import (
     read_metrics,
 )
 from benchmarks.order import balanced
+from benchmarks.progress import progress_bar
 from benchmarks.record import Record
 from benchmarks.settings import Case, Settings
 from benchmarks.workload import Conversation, Workload, arrivals, count_images
@@ -137,7 +137,7 @@ class _Run:
         most_other_load = settings.most_other_load
         workload, spare = Workload(settings.seed), Workload(settings.seed + 2)
         each = {case: case.requests(settings.requests) for case in settings.cases}
-        with _progress(self.console) as progress:
+        with progress_bar(self.console, 50, "requests") as progress:
             total = sum(each[place.case] for place in places(settings))
             task, done = progress.add_task("", total=total), 0
             for place in places(settings):
@@ -227,15 +227,3 @@ class _Run:
 
 def _client(server: Server) -> AsyncOpenAI:
     return AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=600)
-
-
-def _progress(console: Console) -> Progress:
-    columns = (
-        TextColumn("{task.description:<50}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("requests"),
-        TimeElapsedColumn(),
-    )
-    # Drawing takes time from the cores that are measured.
-    return Progress(*columns, console=console, refresh_per_second=1)

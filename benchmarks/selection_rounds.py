@@ -2,17 +2,17 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.machine import OtherLoad
 from benchmarks.order import balanced
+from benchmarks.progress import progress_bar
 from benchmarks.selection_inputs import Inputs, Size
 from vllm_litelvlm.demo.checkpoint import Geometry
 from vllm_litelvlm.pruning.base import Pruner
@@ -73,50 +73,51 @@ class Block:
         return None
 
 
-@torch.inference_mode()
 def measure(settings: Settings, pruners: dict[str, Pruner], console: Console) -> list[Block]:
     """Measure every round; see :mod:`benchmarks.selection`."""
+    return list(blocks(settings, pruners, console))
+
+
+@torch.inference_mode()
+def blocks(settings: Settings, pruners: dict[str, Pruner], console: Console) -> Iterator[Block]:
+    """The same block by block."""
     torch.set_num_threads(settings.threads)
     with console.status("Making the vision tower ..."):
         device = torch.device(settings.device)
         inputs = Inputs(settings.geometry, DTYPES[settings.dtype], device, settings.seed)
-    tasks = {size: _tasks(settings, inputs, pruners, size) for size in settings.sizes}
-    blocks = []
-    with _progress(console) as progress:
-        bar = progress.add_task("", total=settings.rounds * sum(map(len, tasks.values())))
+    every = {size: tasks(settings, inputs, pruners, size) for size in settings.sizes}
+    with progress_bar(console, 36) as progress:
+        bar = progress.add_task("", total=settings.rounds * sum(map(len, every.values())))
         for number in range(settings.rounds):
             for size in balanced(settings.sizes, number):
                 other_load, times = OtherLoad(), []
-                for what, method in balanced(tasks[size], number):
+                for what, method in balanced(every[size], number):
                     place = f"{number + 1}: {size.images} x {size.patches}"
                     progress.update(bar, description=f"round {place}, {method or what}")
-                    action = _action(inputs, pruners, (what, method), size)
-                    times.append(Time(what, method, _timed(action, device, first=number == 0)))
-                    del action  # the inputs go before the next ones are made
+                    timed = action(inputs, pruners, (what, method), size)
+                    times.append(Time(what, method, _timed(timed, device, first=number == 0)))
+                    del timed  # the inputs go before the next ones are made
                     progress.advance(bar)
-                blocks.append(Block(number, size, other_load.cores(), tuple(times)))
-    return blocks
+                yield Block(number, size, other_load.cores(), tuple(times))
 
 
-def _tasks(
-    settings: Settings, inputs: Inputs, pruners: dict[str, Pruner], size: Size
-) -> list[Task]:
+def tasks(settings: Settings, inputs: Inputs, pruners: dict[str, Pruner], size: Size) -> list[Task]:
     """What is measured at a size; the tower and guidance where the tower has so many patches."""
     fitting = [
         method
         for method, pruner in pruners.items()
         if inputs.most_bytes(pruner.needs, size) <= settings.max_gib * 2**30
     ]
-    tasks: list[Task] = [("selection", method) for method in fitting]
+    found: list[Task] = [("selection", method) for method in fitting]
     if size.patches == inputs.patches:
-        tasks += [("tower", None), ("texts", None)]
+        found += [("tower", None), ("texts", None)]
         for method in fitting:
             outside = needs_features(pruners[method].needs)
-            tasks.append(("guidance" if outside else "tower", method))
-    return tasks
+            found.append(("guidance" if outside else "tower", method))
+    return found
 
 
-def _action(
+def action(
     inputs: Inputs, pruners: dict[str, Pruner], task: Task, size: Size
 ) -> Callable[[], object]:
     """What is timed, with inputs of its own."""
@@ -135,35 +136,24 @@ def _action(
     return lambda: pruner.select(signals, size.budget)
 
 
-def _timed(action: Callable[[], object], device: torch.device, first: bool) -> tuple[float, ...]:
+def _timed(call: Callable[[], object], device: torch.device, first: bool) -> tuple[float, ...]:
     """Seconds of each call, after one to warm up.
 
     What is not short is warmed up in its ``first`` round alone: later on there is nothing to warm
     but the processor's caches.
     """
-    warm_up = _seconds(action, device)
+    warm_up = _seconds(call, device)
     if warm_up > (_LONG if first else _ENOUGH):
         return (warm_up,)
     calls = min(_MOST_CALLS, 1 + int(_ENOUGH / warm_up))
-    return tuple(_seconds(action, device) for _ in range(calls))
+    return tuple(_seconds(call, device) for _ in range(calls))
 
 
-def _seconds(action: Callable[[], object], device: torch.device) -> float:
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began = time.perf_counter()
-    action()
+    call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - began
-
-
-def _progress(console: Console) -> Progress:
-    columns = (
-        TextColumn("{task.description:<36}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    # Drawing takes time from the cores that are measured.
-    return Progress(*columns, console=console, refresh_per_second=1)

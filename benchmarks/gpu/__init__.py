@@ -1,0 +1,1 @@
+"""The plugin beside stock vLLM on a GPU, in one command of a few minutes."""

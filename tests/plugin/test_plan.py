@@ -13,6 +13,7 @@ from vllm_litelvlm import __version__
 from vllm_litelvlm.errors import OptionsError
 from vllm_litelvlm.options import ServerOptions, parse_request_options, parse_server_options
 from vllm_litelvlm.plugin.config import settle_options
+from vllm_litelvlm.plugin.parcel import Parcel, pack
 from vllm_litelvlm.plugin.plan import Plan, WorkOrder
 from vllm_litelvlm.plugin.processor import LiteLVLMProcessor
 from vllm_litelvlm.pruning.keep_all import KeepAll
@@ -110,13 +111,24 @@ def test_plan_of_every_method_survives_both_ways(method: str, texts: tuple[str, 
     assert order.pruner.name == method
 
 
-def test_work_order_is_bytes_on_the_cpu_without_the_texts() -> None:
+def test_work_order_is_bytes_without_the_texts() -> None:
     plan = decide(budget=64)
     encoded = WorkOrder.encode(dataclasses.replace(plan, texts=("secret",)))
-    assert encoded.dtype == torch.uint8
-    assert encoded.dim() == 1
-    assert torch.equal(encoded, WorkOrder.encode(plan))
-    assert b"secret" not in encoded.numpy().tobytes()
+    assert encoded == WorkOrder.encode(plan)
+    assert b"secret" not in encoded
+
+
+@pytest.mark.parametrize("texts", [0, 1, 5])
+def test_parcel_comes_out_as_it_went_in(texts: int) -> None:
+    plan = decide(budget=64, method="random", seed=2**40)
+    ids = torch.arange(texts * 7, dtype=torch.int32).view(texts, 7)
+    sent = pack(plan, b"of a picture", ids)
+    assert (sent.dtype, sent.dim()) == (torch.uint8, 1)
+    parcel = Parcel.unpack(sent)
+    assert parcel.order == WorkOrder.decode(WorkOrder.encode(plan))
+    assert parcel.key == b"of a picture"
+    assert parcel.text_ids.dtype == torch.int32
+    assert torch.equal(parcel.text_ids, ids)
 
 
 def test_work_orders_of_equal_options_share_one_pruner_to_group_by() -> None:

@@ -1,6 +1,7 @@
 """The multimodal processor by itself, as vLLM's registry builds it."""
 
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,11 +15,13 @@ from vllm.renderers.base import BaseRenderer
 
 from tests.pruning.helpers import random_signals
 from vllm_litelvlm.demo.checkpoint import Checkpoint
-from vllm_litelvlm.plugin.plan import WorkOrder
-from vllm_litelvlm.plugin.processor import ORDERS_FIELD, TEXT_IDS_FIELD
+from vllm_litelvlm.plugin.models.llava import LiteLVLMLlava
+from vllm_litelvlm.plugin.parcel import Parcel
+from vllm_litelvlm.plugin.processor import PARCELS_FIELD
 from vllm_litelvlm.plugin.profile import Profile
 from vllm_litelvlm.pruning.base import Signal
 from vllm_litelvlm.pruning.registry import method_names
+from vllm_litelvlm.vision.pixels import PixelValues
 
 PROMPT = "USER: <image>\nWhere is the red cup? ASSISTANT:"
 
@@ -63,8 +66,11 @@ def test_prompt_has_as_many_placeholders_as_the_plan_keeps(
     first, second = inputs["mm_placeholders"]["image"]
     assert (first.length, second.length) == (64, 64)
     for item in inputs["mm_kwargs"]["image"]:
-        assert item[ORDERS_FIELD].data.dtype == torch.uint8
-        assert item[TEXT_IDS_FIELD].data.shape[0] == 1
+        assert {*item} == {"pixel_values", PARCELS_FIELD}
+        pixels = item["pixel_values"].data
+        assert (pixels.dtype, pixels.shape) == (torch.uint8, (3, 336, 336))
+        parcel = Parcel.unpack(item[PARCELS_FIELD].data)
+        assert (parcel.order.budget, len(parcel.text_ids), len(parcel.key)) == (64, 1, 32)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +107,7 @@ def test_memory_profile_covers_the_costliest_request(
     inputs = build(max_texts=5, **options).get_dummy_mm_inputs({"image": 2})
     assert [place.length for place in inputs["mm_placeholders"]["image"]] == [tokens, tokens]
     for item in inputs["mm_kwargs"]["image"]:
-        ids = item[TEXT_IDS_FIELD].data
+        ids = Parcel.unpack(item[PARCELS_FIELD].data).text_ids
         assert ids.shape == (5, 77)
         assert len(ids.unique(dim=0)) == 5
 
@@ -119,7 +125,7 @@ def test_memory_profile_runs_every_method_that_requests_may_name(
 ) -> None:
     inputs = build(**options).get_dummy_mm_inputs({"image": 1})
     [item] = inputs["mm_kwargs"]["image"]
-    pruner = WorkOrder.decode(item[ORDERS_FIELD].data).pruner
+    pruner = Parcel.unpack(item[PARCELS_FIELD].data).order.pruner
     assert isinstance(pruner, Profile)
     assert pruner.methods == methods
     signals = random_signals([2])
@@ -166,3 +172,51 @@ def test_pixels_are_kept_until_vllm_clears_its_cache(build: Any) -> None:
     )
     cleared(renderer)
     assert (len(processor._pixels), processor._pixels._bytes) == (0, 0)
+
+
+def numbers_of(processor: Any, pixels: torch.Tensor) -> torch.Tensor:
+    assert processor.bytes_of is not None
+    return PixelValues(processor.bytes_of, torch.float32)(pixels[None])
+
+
+def test_pixels_travel_as_the_bytes_of_stocks_numbers(
+    processor: Any, photographs: Sequence[Image.Image]
+) -> None:
+    [item] = apply(processor, photographs[:1])["mm_kwargs"]["image"]
+    whole = processor.info.get_hf_processor()(images=photographs[:1], return_tensors="pt")
+    assert torch.equal(numbers_of(processor, item["pixel_values"].data), whole["pixel_values"])
+
+
+def test_pixels_of_a_request_with_arguments_of_its_own_travel_as_numbers(
+    processor: Any, photographs: Sequence[Image.Image]
+) -> None:
+    items = processor.info.parse_mm_data({"image": photographs[:1]}, validate=False)
+    own = {"do_normalize": False, "do_rescale": False}
+    [item] = processor(PROMPT, items, hf_processor_mm_kwargs=own)["mm_kwargs"]["image"]
+    numbers = item["pixel_values"].data
+    assert (numbers.shape, numbers.dtype) == ((1, 3, 336, 336), torch.float32)
+    assert torch.equal(numbers[0], processor.bytes_of(photographs[0]).float())
+
+
+def test_step_of_bytes_and_numbers_is_one_tensor_of_numbers(processor: Any) -> None:
+    values = PixelValues(processor.bytes_of, torch.float32)
+    model = SimpleNamespace(litelvlm_pixels=values)
+    model.litelvlm_numbers = partial(LiteLVLMLlava.litelvlm_numbers, model)
+    pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    numbers = torch.randn(2, 1, 3, 8, 8)
+    together = LiteLVLMLlava._together
+    assert together(model, pixels) is pixels
+    assert torch.equal(together(model, numbers), numbers[:, 0])
+    mixed = together(model, [pixels[0], numbers[1], pixels[1]])
+    assert torch.equal(mixed, torch.stack([values(pixels)[0], numbers[1, 0], values(pixels)[1]]))
+
+
+def test_server_with_arguments_for_the_processor_sends_numbers(checkpoint: Checkpoint) -> None:
+    config = EngineArgs(
+        model=str(checkpoint.llava),
+        dtype="float32",
+        mm_processor_kwargs={"do_convert_rgb": True},
+        additional_config={"litelvlm": {"clip_model": str(checkpoint.clip)}},
+    ).create_engine_config()
+    found: Any = MULTIMODAL_REGISTRY.create_processor(config.model_config)
+    assert found.bytes_of is None

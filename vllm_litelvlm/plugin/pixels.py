@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from vllm.multimodal.media import MediaWithBytes
 
@@ -169,8 +168,3 @@ class PixelCache:
         self._bytes -= oldest.pixels.nbytes
         if oldest.encoded is not None:
             self._encoded.discard(oldest.encoded)
-
-
-def as_field(key: bytes) -> Tensor:
-    """A key as vLLM carries it to the worker, uint8 [bytes]."""
-    return torch.frombuffer(bytearray(key), dtype=torch.uint8)

@@ -12,9 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from vllm_litelvlm import __version__
 from vllm_litelvlm.options import PruningOptions
 from vllm_litelvlm.plugin.profile import Profile
@@ -96,30 +93,25 @@ class Plan:
 
 @dataclass(frozen=True)
 class WorkOrder(Order):
-    """The part of a plan that the worker needs, as a tensor: texts arrive as token ids."""
+    """The part of a plan that the worker needs, as bytes: texts arrive as token ids."""
 
     original: bool = False
 
     @staticmethod
-    def encode(plan: Plan) -> Tensor:
-        """A plan as uint8 [bytes]."""
+    def encode(plan: Plan) -> bytes:
+        """A plan without its texts."""
         order = _plain(plan)
         del order["texts"], order["version"]
-        data = bytearray(json.dumps(order, sort_keys=True), "utf-8")
-        return torch.frombuffer(data, dtype=torch.uint8)
+        return json.dumps(order, sort_keys=True).encode()
 
-    @staticmethod
-    def decode(tensor: Tensor) -> "WorkOrder":
-        """The inverse of :meth:`encode`, for a tensor on the CPU."""
-        return _work_order(tensor.numpy().tobytes())
-
-
-@lru_cache(maxsize=1024)
-def _work_order(data: bytes) -> WorkOrder:
-    order = json.loads(data)
-    pruner = _pruner(order.pop("method"), order.pop("parameters"))
-    order["layer"], order["window"] = Layer(order["layer"]), _window(order["window"])
-    return WorkOrder(pruner, **order)
+    @classmethod
+    @lru_cache(maxsize=1024)
+    def decode(cls, data: bytes) -> "WorkOrder":
+        """The inverse of :meth:`encode`."""
+        order = json.loads(data)
+        pruner = _pruner(order.pop("method"), order.pop("parameters"))
+        order["layer"], order["window"] = Layer(order["layer"]), _window(order["window"])
+        return cls(pruner, **order)
 
 
 def _plain(plan: Plan) -> dict[str, Any]:

@@ -40,8 +40,9 @@ from vllm_litelvlm.plugin.conversation import CONVERSATION_KEY, Conversation
 from vllm_litelvlm.plugin.encoded import look_in
 from vllm_litelvlm.plugin.instruction import InstructionReader
 from vllm_litelvlm.plugin.layers import Layout, calls, guiding_texts, one_layer, two_layers
-from vllm_litelvlm.plugin.pixels import Picture, PixelCache, as_field
-from vllm_litelvlm.plugin.plan import Plan, WorkOrder
+from vllm_litelvlm.plugin.parcel import pack
+from vllm_litelvlm.plugin.pixels import Picture, PixelCache
+from vllm_litelvlm.plugin.plan import Plan
 from vllm_litelvlm.plugin.profile import Profile
 from vllm_litelvlm.plugin.refusal import refusals
 from vllm_litelvlm.plugin.turns import Turn
@@ -52,9 +53,8 @@ from vllm_litelvlm.vision.frame import Frame, check_shows_squares
 from vllm_litelvlm.vision.pixels import ByteProcessor
 from vllm_litelvlm.vision.text import ClipTextTokenizer
 
-ORDERS_FIELD = "litelvlm_orders"
-TEXT_IDS_FIELD = "litelvlm_text_ids"
-IMAGE_KEYS_FIELD = "litelvlm_image_keys"
+#: Of an item's :class:`~vllm_litelvlm.plugin.parcel.Parcel`.
+PARCELS_FIELD = "litelvlm_parcels"
 
 
 class LiteLVLMProcessor(LlavaMultiModalProcessor):
@@ -327,34 +327,37 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
                 return self.bytes_of(picture.image)
             some = {**hf_data, "images": [picture.image]}
             pixels = super(LiteLVLMProcessor, self)._call_hf_processor(some, others)
-            assert isinstance(pixels["pixel_values"], torch.Tensor)
+            numbers = pixels["pixel_values"]
+            assert isinstance(numbers, torch.Tensor)
             # With their batch dimension: vLLM puts equal shapes into one tensor, and would take
             # bytes for such numbers.
-            return pixels["pixel_values"]
+            return numbers.to(self.info.ctx.model_config.dtype)
 
         return BatchFeature(
             {
                 "pixel_values": self._pixels.get(pictures, preprocess),
-                ORDERS_FIELD: [WorkOrder.encode(plan) for plan in plans],
-                TEXT_IDS_FIELD: self._text_ids([plan.texts for plan in plans]),
-                IMAGE_KEYS_FIELD: [as_field(picture.key) for picture in pictures],
+                PARCELS_FIELD: [
+                    pack(plan, picture.key, ids)
+                    for plan, picture, ids in zip(
+                        plans, pictures, self._text_ids(plans), strict=True
+                    )
+                ],
             }
         )
 
-    def _text_ids(self, texts: Sequence[tuple[str, ...]]) -> list[torch.Tensor]:
-        """Token ids of every item's texts, int32 [texts, length] each."""
+    def _text_ids(self, plans: Sequence[Plan]) -> list[torch.Tensor]:
+        """Token ids of every plan's texts, int32 [texts, length] each."""
         none = torch.zeros(0, 1, dtype=torch.int32)
-        known = {some: self._text_tokenizer(some) if some else none for some in {*texts}}
-        return [known[some] for some in texts]
+        different = {plan.texts for plan in plans}
+        ids = {texts: self._text_tokenizer(texts) if texts else none for texts in different}
+        return [ids[plan.texts] for plan in plans]
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
         return {
             **super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs),
-            ORDERS_FIELD: MultiModalFieldConfig.batched("image", keep_on_cpu=True),
-            TEXT_IDS_FIELD: MultiModalFieldConfig.batched("image", keep_on_cpu=True),
-            IMAGE_KEYS_FIELD: MultiModalFieldConfig.batched("image", keep_on_cpu=True),
+            PARCELS_FIELD: MultiModalFieldConfig.batched("image", keep_on_cpu=True),
         }
 
     def _get_prompt_updates(

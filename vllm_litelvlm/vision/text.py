@@ -43,6 +43,12 @@ class ClipTextTokenizer:
                 f"No CLIP tokenizer at {clip_model!r} ({error}). Set the server option "
                 "'clip_model' to a CLIP checkpoint's hub name or folder."
             ) from error
+        # Without what transformers does around every call, where the tokenizer is one of its fast.
+        self._backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if self._backend is not None:
+            self._backend.encode_special_tokens = True
+            self._backend.no_truncation()
+            self._backend.no_padding()
         self._max_tokens = max_tokens
         self._tell_truncated = lru_cache(maxsize=4096)(self._warn_truncated)
 
@@ -50,10 +56,7 @@ class ClipTextTokenizer:
         """Token ids, int32 [texts, longest], padded on the right after each text's end token."""
         rows = []
         for text in texts:
-            # A text that spells CLIP's end token must not end there.
-            read = as_clip_reads(text)
-            encoded = self._tokenizer(read, verbose=False, split_special_tokens=True)
-            ids = encoded["input_ids"]
+            ids = self._ids(as_clip_reads(text))
             if len(ids) > self._max_tokens:
                 self._tell_truncated(text)
                 ids = [*ids[: self._max_tokens - 1], ids[-1]]
@@ -61,6 +64,13 @@ class ClipTextTokenizer:
         longest = max(map(len, rows))
         padded = [[*row, *[row[-1]] * (longest - len(row))] for row in rows]
         return torch.tensor(padded, dtype=torch.int32)
+
+    def _ids(self, text: str) -> list[int]:
+        """Token ids; a text that spells CLIP's end token does not end there."""
+        if self._backend is not None:
+            return list(self._backend.encode(text).ids)
+        encoded = self._tokenizer(text, verbose=False, split_special_tokens=True)
+        return list(encoded["input_ids"])
 
     def _warn_truncated(self, text: str) -> None:
         logger.warning(

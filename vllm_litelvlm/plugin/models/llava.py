@@ -21,11 +21,10 @@ from vllm_litelvlm.plugin.metrics import worker_metrics
 from vllm_litelvlm.plugin.models.images import VllmImages
 from vllm_litelvlm.plugin.models.positions import OriginalPositions, placed
 from vllm_litelvlm.plugin.models.weights import FollowedWeights
+from vllm_litelvlm.plugin.parcel import Parcel
 from vllm_litelvlm.plugin.plan import WorkOrder
 from vllm_litelvlm.plugin.processor import (
-    IMAGE_KEYS_FIELD,
-    ORDERS_FIELD,
-    TEXT_IDS_FIELD,
+    PARCELS_FIELD,
     LiteLVLMProcessor,
     build_processor,
 )
@@ -114,11 +113,12 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
 
     def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
         """Kept tokens of every image of the step, one [kept, width] tensor an image."""
-        orders = [WorkOrder.decode(order) for order in _items(kwargs.pop(ORDERS_FIELD, ()))]
-        text_ids = _items(kwargs.pop(TEXT_IDS_FIELD, ()))
-        keys = [key.numpy().tobytes() for key in _items(kwargs.pop(IMAGE_KEYS_FIELD, ()))]
-        if not orders:
+        parcels = [Parcel.unpack(one) for one in _items(kwargs.pop(PARCELS_FIELD, ()))]
+        if not parcels:
             return []
+        orders = [parcel.order for parcel in parcels]
+        text_ids = [parcel.text_ids for parcel in parcels]
+        keys = [parcel.key for parcel in parcels]
         pixels = self._together(kwargs["pixel_values"])
         assert self.litelvlm is not None
         whole = all(isinstance(one.pruner, KeepAll) and one.window is None for one in orders)

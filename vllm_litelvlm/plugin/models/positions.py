@@ -9,6 +9,7 @@ from torch import Tensor
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.sequence import IntermediateTensors
 
+from vllm_litelvlm.plugin.parcel import Parcel
 from vllm_litelvlm.plugin.plan import WorkOrder
 from vllm_litelvlm.plugin.positions import (
     ImageSpan,
@@ -18,7 +19,7 @@ from vllm_litelvlm.plugin.positions import (
     split_offsets,
     with_offsets,
 )
-from vllm_litelvlm.plugin.processor import IMAGE_KEYS_FIELD, ORDERS_FIELD
+from vllm_litelvlm.plugin.processor import PARCELS_FIELD
 from vllm_litelvlm.pruning.base import Selection
 from vllm_litelvlm.pruning.order import Layer
 
@@ -48,8 +49,9 @@ class OriginalPositions:
     def _spans(self, features: Sequence[MultiModalFeatureSpec]) -> list[ImageSpan]:
         """Where every image, or layer of one, stands."""
         features = sorted(features, key=lambda one: one.mm_position.offset)
-        orders = [WorkOrder.decode(_field(one, ORDERS_FIELD)) for one in features]
-        keys = [_field(one, IMAGE_KEYS_FIELD).numpy().tobytes() for one in features]
+        parcels = [Parcel.unpack(_parcel(one)) for one in features]
+        orders = [parcel.order for parcel in parcels]
+        keys = [parcel.key for parcel in parcels]
         places = [one.mm_position for one in features]
         below = bases_below([order.layer for order in orders], keys, places)
         spans = []
@@ -97,9 +99,9 @@ class OriginalPositions:
         return stock.forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)
 
 
-def _field(feature: MultiModalFeatureSpec, name: str) -> Tensor:
+def _parcel(feature: MultiModalFeatureSpec) -> Tensor:
     assert feature.data is not None, "vLLM keeps what is on the CPU of a model with rows"
-    data: Tensor = feature.data[name].data
+    data: Tensor = feature.data[PARCELS_FIELD].data
     return data
 
 

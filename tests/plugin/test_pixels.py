@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile
 from torch import Tensor
 from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.media import MediaWithBytes
@@ -23,6 +23,17 @@ def jpeg(seed: int = 0, size: tuple[int, int] = (40, 30)) -> bytes:
     noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     kept = io.BytesIO()
     Image.fromarray(noise).save(kept, format="JPEG")
+    return kept.getvalue()
+
+
+def stored(form: str, mode: str = "RGB", turned: int | None = None) -> bytes:
+    """An image in some format, of which EXIF says how it is turned."""
+    kept, exif = io.BytesIO(), Image.Exif()
+    if turned is not None:
+        exif[ExifTags.Base.Orientation] = turned
+    image = Image.open(io.BytesIO(jpeg())).convert(mode)
+    more = {"exif": exif} if form in ("JPEG", "PNG", "WEBP", "TIFF") else {}
+    image.save(kept, format=form, **more)
     return kept.getvalue()
 
 
@@ -90,28 +101,23 @@ def test_image_that_someone_looks_at_after_all_is_decoded_then(
 def test_image_that_vllm_turns_or_converts_is_decoded_every_time(
     cache: PixelCache, decoded: list[int], what: str
 ) -> None:
-    stored, image = io.BytesIO(), Image.open(io.BytesIO(jpeg()))
-    if what == "turned":
-        exif = Image.Exif()
-        exif[Image.ExifTags.Base.Orientation] = 6
-        image.save(stored, format="JPEG", exif=exif)
-    else:
-        image.convert("L" if what == "grey" else "P").save(stored, format="PNG")
+    given = {"turned": ("JPEG", "RGB", 6), "grey": ("PNG", "L"), "with a palette": ("PNG", "P")}
+    data = stored(*given[what])
     decoded.clear()
     for times in (1, 2):
-        picture = sent(stored.getvalue(), cache)
+        picture = sent(data, cache)
         [pixels] = cache.get([picture], pixels_of)
         assert pixels.shape == ((40, 30) if what == "turned" else (30, 40))
         assert decoded == [1200] * times
 
 
 def test_other_settings_of_decoding_make_another_image(cache: PixelCache) -> None:
-    stored = io.BytesIO()
-    Image.new("RGBA", (8, 8), (10, 20, 30, 0)).save(stored, format="PNG")
+    kept = io.BytesIO()
+    Image.new("RGBA", (8, 8), (10, 20, 30, 0)).save(kept, format="PNG")
     white, red = ImageMediaIO(), ImageMediaIO(rgba_background_color=(255, 0, 0))
-    first = Picture(white.load_bytes(stored.getvalue()), None, DIGEST, cache)
+    first = Picture(white.load_bytes(kept.getvalue()), None, DIGEST, cache)
     cache.get([first], pixels_of)
-    again = red.load_bytes(stored.getvalue())
+    again = red.load_bytes(kept.getvalue())
     other = Picture(again, None, DIGEST, cache)
     assert other.key != first.key
     assert again.media.getpixel((0, 0)) == (255, 0, 0)
@@ -187,9 +193,37 @@ def test_cache_of_no_bytes_keeps_nothing(installed: None) -> None:
 
 
 def test_image_that_is_broken_is_refused_as_by_stock(cache: PixelCache) -> None:
-    for data in (b"no image", jpeg()[:200]):
+    for data in (b"no image", jpeg()[:200], jpeg()[:-500]):
         with pytest.raises(ValueError, match="Failed to load image"):
             ImageMediaIO().load_bytes(data)
+
+
+def test_image_of_more_pixels_than_allowed_is_refused_undecoded(
+    cache: PixelCache, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", "1199")
+    images = [stored(form) for form in ("JPEG", "PNG", "WEBP")]
+    decoded.clear()
+    for data in images:
+        with pytest.raises(ValueError, match="exceed the maximum of 1199 pixels"):
+            ImageMediaIO().load_bytes(data)
+    assert decoded == []
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_image_is_what_stock_decodes(cache: PixelCache, form: str) -> None:
+    stock = ImageMediaIO.load_bytes.__wrapped__  # type: ignore[attr-defined]
+    for turned in (None, 1, 3, 6):
+        for mode in ("RGB", "L", "RGBA", "P"):
+            if form == "JPEG" and mode in ("RGBA", "P"):
+                continue
+            data = stored(form, mode, turned)
+            for _ in range(2):
+                found, wanted = ImageMediaIO().load_bytes(data), stock(ImageMediaIO(), data)
+                assert np.array_equal(np.asarray(found.media), np.asarray(wanted.media))
+                assert (found.media.mode, found.media.size) == ("RGB", wanted.media.size)
+                assert (found.io_config, found.original_bytes) == (wanted.io_config, data)
+                cache.get([Picture(found, None, DIGEST, cache)], pixels_of)
 
 
 def test_name_finds_the_pixels_of_what_was_sent_with_it(cache: PixelCache) -> None:

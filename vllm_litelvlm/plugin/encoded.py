@@ -1,8 +1,9 @@
 """Images that come again are not decoded again.
 
-vLLM decodes every image of a request before anything looks whether it is known. Here an encoded
-image is hashed first, once for all that want to know it by its bytes; where its pixels are still
-kept, Pillow decodes it only if someone looks at it after all.
+vLLM decodes every image of a request before anything looks whether it is known, and copies it once
+more to turn it upright. Here an encoded image is hashed first, once for all that want to know it by
+its bytes; where its pixels are still kept, Pillow decodes it only if someone looks at it after all,
+and one that stands upright is not copied. Whatever is unusual about an image is left to vLLM.
 """
 
 import functools
@@ -11,7 +12,8 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
-from PIL import ExifTags
+from PIL import ExifTags, Image
+from vllm import envs
 from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.image import open_image
 from vllm.multimodal.media import MediaWithBytes
@@ -19,6 +21,8 @@ from vllm.multimodal.media import MediaWithBytes
 from vllm_litelvlm.plugin.pixels import PixelCache
 from vllm_litelvlm.plugin.wrap import wrap
 
+#: Those that are sent most. Their mode is known before they are decoded.
+_FORMATS = ("JPEG", "PNG", "WEBP")
 #: Those of this process's processors.
 _caches: WeakSet[PixelCache] = WeakSet()
 
@@ -41,19 +45,26 @@ def _look_first(stock: Callable[..., Any]) -> Callable[..., Any]:
             return stock(media_io, data)
         digest = MultiModalHasher.hash_kwargs(caches[0].algorithm, data=data, io=vars(media_io))
         known = any(cache.has_encoded(digest) for cache in caches)
-        image = _undecoded(media_io, data) if known else None
-        if image is None:
-            image = stock(media_io, data)
-        image.litelvlm_digest = digest
-        return image
+        try:
+            image = _plain(media_io, data, decode=not known)
+        except Exception:
+            image = None  # vLLM says what is wrong
+        decoded = stock(media_io, data) if image is None else MediaWithBytes(image, data)
+        decoded.litelvlm_digest = digest
+        return decoded
 
     return load_bytes
 
 
-def _undecoded(media_io: Any, data: bytes) -> Any:
-    """An image that Pillow is yet to decode; None where vLLM would turn or convert it too."""
-    image = open_image(io.BytesIO(data))
-    if media_io.image_mode not in (None, image.mode):
+def _plain(media_io: Any, data: bytes, decode: bool) -> Image.Image | None:
+    """An image of which vLLM would do nothing but decode it; None for all others."""
+    image: Image.Image = open_image(io.BytesIO(data))
+    most = envs.VLLM_MAX_IMAGE_PIXELS
+    too_large = 0 < most < image.width * image.height
+    if too_large or image.format not in _FORMATS or image.mode != media_io.image_mode:
         return None
-    upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1  # a PNG is decoded for it
-    return MediaWithBytes(image, data) if upright else None
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        return None
+    if decode:
+        image.load()
+    return image

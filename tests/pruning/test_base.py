@@ -29,6 +29,19 @@ def test_text_mask_fits_the_text_signals_of_any_rows(images: list[int]) -> None:
         assert signals.text_mask[:, :, 0].tolist() == own
 
 
+@pytest.mark.parametrize("images", [[0, 1, 2, 3], [3, 0], [0], [1], [2, 1], [2, 2]])
+def test_padding_of_text_signals_is_filled_and_nothing_else(images: list[int]) -> None:
+    signals = random_signals([1, 0, 3, 2], patches=9).rows(images)
+    for signal in TEXT_SIGNALS:
+        before = signals[signal].clone()
+        filled = signals.own_texts(signals[signal], -7.0)
+        for row, old, count in zip(filled, before, signals.text_counts, strict=True):
+            assert torch.equal(row[:count], old[:count])
+            assert (row[count:] == -7).all()
+        assert torch.equal(signals[signal], before)
+    assert signals.have_text.tolist() == [[count > 0] for count in signals.text_counts]
+
+
 def test_signal_that_was_not_computed_is_named() -> None:
     signals = random_signals([1], patches=9)
     with pytest.raises(AssertionError, match="signal tower was not computed"):

@@ -1,10 +1,6 @@
-"""Farthest points by hand, against loops over integers, and the GPU's kernel against the CPU's."""
+"""Farthest points by hand and against loops over integers, and a GPU's against the CPU's."""
 
-import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -89,63 +85,6 @@ def test_neither_weights_nor_base_are_changed() -> None:
     farthest_points(weights, 8, 20, base)
     assert torch.equal(weights, before[0])
     assert torch.equal(base, before[1])
-
-
-KERNEL_EQUALS_LOOP = """
-import torch
-from tests.pruning.test_farthest import SHAPES, random_base, whole_weights
-from vllm_litelvlm.pruning.farthest import choose_one_by_one, gaps_to
-from vllm_litelvlm.pruning.farthest_kernel import choose_in_one_launch
-
-cases = [(*shape, patches) for shape in SHAPES for patches in [shape[1]]]
-cases += [(1, 576, 24, 24), (1, 2880, 54, 4), (2, 300, 18, 12)]
-for seed, (images, patches, columns, count) in enumerate(cases):
-    for members in {0, patches // 5}:
-        torch.manual_seed(seed)
-        base = random_base(images, patches, members, seed)
-        gaps = gaps_to(base, columns)
-        for weights in (whole_weights(images, patches, seed), 1 + 12 * torch.rand(images, patches)):
-            case = weights, gaps, columns, min(count, patches - members)
-            found, expected = choose_in_one_launch(*case), choose_one_by_one(*case)
-            assert torch.equal(found, expected), (images, patches, members, found, expected)
-            print("equal", flush=True)
-"""
-
-KERNEL_COMPILES = """
-from triton import compile
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from vllm_litelvlm.pruning.farthest_kernel import _choose
-
-types = {"weights": "*fp32", "gaps": "*fp32", "chosen": "*i64"}
-types |= dict.fromkeys(["patches", "columns", "count"], "i32")
-source = ASTSource(_choose, {**types, "block": "constexpr"}, {"block": 1024})
-print(*compile(source, target=GPUTarget("cuda", 90, 32)).asm)
-"""
-
-
-def _run(program: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_kernel_chooses_what_the_loop_chooses() -> None:
-    """In Triton's interpreter, which computes on a CPU."""
-    pytest.importorskip("triton")
-    assert _run(KERNEL_EQUALS_LOOP, TRITON_INTERPRET="1").split() == ["equal"] * 34
-
-
-def test_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
-    """The interpreter takes Python that the compiler refuses."""
-    pytest.importorskip("triton")
-    assert "ptx" in _run(KERNEL_COMPILES, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

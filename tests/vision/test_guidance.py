@@ -151,3 +151,33 @@ def test_new_weights_empty_the_caches(build: Any, tokenize: Any) -> None:
     cached.signals(images, ids, NEEDS)
     assert images.ran == [[0]]
     assert (cached.text_cache.queries, cached.text_cache.hits) == (1, 0)
+
+
+@pytest.mark.parametrize("images", [0, 4])
+def test_values_of_the_last_layer_are_projected_once_for_context_and_text(
+    build: Any, tokenize: Any, images: int
+) -> None:
+    needs = frozenset({Signal.FEATURES, Signal.VALUE, Signal.CONTEXT})
+    guidance = build(images=images, needs=needs)
+    projected: list[int] = []
+    for name in ("last_norm", "last_value"):
+        getattr(guidance.scorer, name).register_forward_hook(
+            lambda *call: projected.append(len(call[2]))
+        )
+    ids = [tokenize(["a cup"]), tokenize(["a dog", "a cat"])]
+    found = guidance.signals(pictures("ab"), ids, needs)
+    assert projected == [2, 2]
+    alone = build()
+    for signal in (Signal.VALUE, Signal.CONTEXT):
+        some = alone.signals(pictures("ab"), ids, frozenset({Signal.FEATURES, signal}))
+        assert torch.equal(found[signal], some[signal])
+
+
+def test_text_about_a_kept_image_projects_its_values_alone(build: Any, tokenize: Any) -> None:
+    needs = frozenset({Signal.FEATURES, Signal.VALUE, Signal.CONTEXT})
+    cached, plain = build(images=4, needs=needs), build()
+    cached.signals(pictures("a"), [tokenize(["a cup"])], needs)
+    for names in ("a", "ab", "ba"):
+        ids = [tokenize([f"the {name}"]) for name in names]
+        found = cached.signals(pictures(names), ids, needs)
+        assert_same(found, plain.signals(pictures(names), ids, needs))

@@ -150,9 +150,26 @@ class Signals:
     @property
     def text_mask(self) -> Tensor:
         """Which rows of a text signal are an image's own, bool [images, most texts, 1]."""
-        counts = to_device(list(self.text_counts), self.device)
-        numbers = torch.arange(max(self.text_counts, default=0), device=self.device)
-        return (numbers < counts[:, None])[:, :, None]
+        return self._text_rows(own=True)
+
+    def own_texts(self, scores: Tensor, otherwise: float) -> Tensor:
+        """A text signal with ``otherwise`` in its padding; what has none stays as it is."""
+        if min(self.text_counts, default=0) == scores.shape[1]:
+            return scores
+        return scores.masked_fill(self._text_rows(own=False), otherwise)
+
+    @property
+    def have_text(self) -> Tensor:
+        """Which images have any, bool [images, 1]."""
+        some = {count > 0 for count in self.text_counts}
+        if len(some) == 1:
+            return torch.full((self.images, 1), some.pop(), device=self.device)
+        return to_device([[count > 0] for count in self.text_counts], self.device, torch.bool)
+
+    def _text_rows(self, own: bool) -> Tensor:
+        numbers = range(max(self.text_counts, default=0))
+        rows = [[(text < count) == own for text in numbers] for count in self.text_counts]
+        return to_device(rows, self.device, torch.bool).view(self.images, len(numbers), 1)
 
 
 @dataclass(frozen=True)
@@ -271,9 +288,13 @@ def take(rows: Tensor, indices: Tensor) -> Tensor:
     return rows.gather(1, indices[:, :, None].expand(-1, -1, rows.shape[-1]))
 
 
-def to_device(numbers: Sequence[int], device: torch.device) -> Tensor:
-    """A host list as an int64 tensor on ``device``, without waiting for the device."""
-    tensor = torch.tensor(numbers, dtype=torch.int64, device="cpu")
+def to_device(
+    numbers: Sequence[int] | Sequence[Sequence[bool]],
+    device: torch.device,
+    dtype: torch.dtype = torch.int64,
+) -> Tensor:
+    """A host list as a tensor on ``device``, without waiting for the device."""
+    tensor = torch.tensor(numbers, dtype=dtype, device="cpu")
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)

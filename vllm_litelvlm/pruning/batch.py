@@ -12,7 +12,6 @@ from vllm_litelvlm.pruning.base import (
     Signal,
     Signals,
     keep,
-    to_device,
 )
 from vllm_litelvlm.pruning.order import Layer, Order
 from vllm_litelvlm.pruning.ranking import highest
@@ -30,10 +29,13 @@ def choose_bases(signals: Signals, orders: Sequence[Order]) -> Tensor:
     Returns:
         Membership, bool [images, patches].
     """
+    groups = _groups(orders, lambda order: order.base_key)
     bases: dict[int, Tensor] = {}
-    for images in _groups(orders, lambda order: order.base_key):
+    for images in groups:
         order = orders[images[0]]
         chosen = _choose_base(signals.rows(images, order.pruner.needs - TEXT_SIGNALS), order)
+        if len(groups) == 1:
+            return chosen
         bases.update(zip(images, chosen.unbind(), strict=True))
     return torch.stack([bases[image] for image in range(len(orders))])
 
@@ -81,10 +83,10 @@ def _choose_base(signals: Signals, order: Order) -> Tensor:
     """Membership in the base of images that ask for the same, bool [images, patches]."""
     if order.window is None:
         return order.pruner.choose_base(signals, order.base)
-    numbers = to_device(order.window.numbers(), signals.device)
-    chosen = order.pruner.choose_base(confined(signals, order.window, numbers), order.base)
+    inside, places = confined(signals, order.window)
+    chosen = order.pruner.choose_base(inside, order.base)
     nothing = chosen.new_zeros(signals.images, signals.patches)
-    return nothing.index_copy(1, numbers, chosen)
+    return nothing.index_copy_(1, places[: order.window.patches], chosen)
 
 
 def _groups(orders: Sequence[Order], key: Callable[[Order], Hashable]) -> list[list[int]]:

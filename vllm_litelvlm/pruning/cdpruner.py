@@ -1,11 +1,14 @@
 """CDPruner: tokens that are diverse, and relevant to the text."""
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, keep
+from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, keep, to_device
+from vllm_litelvlm.pruning.kernels import kernels_take
+from vllm_litelvlm.pruning.likeness import LikelyRows, cosines
 from vllm_litelvlm.pruning.ranking import raster
 
 #: Below this gain nothing but rounding errors is left of the kernel.
@@ -37,35 +40,66 @@ class CDPruner(Pruner):
 
     def select(self, signals: Signals, budget: int) -> Selection:
         """Greedy maximum a posteriori inference (Chen et al., 2018), one token a step."""
-        unit = nn.functional.normalize(signals[Signal.PROJECTED], dim=-1)
-        relevance = self._relevance(signals)
-        kernel = relevance[:, :, None] * (unit @ unit.transpose(1, 2)) * relevance[:, None]
-        images = torch.arange(signals.images, device=signals.device)
-        gain = relevance.square()  # the kernel's diagonal
-        # Rows of the kernel's Cholesky factor, one for each chosen token.
-        factor = kernel.new_zeros(signals.images, budget, signals.patches)
-        taken = torch.zeros_like(gain, dtype=torch.bool)
-        chosen = []
-        for step in range(budget):
-            key = torch.where(gain > _NO_GAIN, gain, relevance - 2)  # gains before leftovers
-            newest = key.masked_fill(taken, -torch.inf).argmax(dim=-1)
-            chosen.append(newest)
-            taken = taken.scatter(1, newest[:, None], True)
-            own = gain[images, newest][:, None]
-            before = factor[:, :step]
-            shared = (before[images, :, newest][:, None] @ before).squeeze(1)
-            row = (kernel[images, newest] - shared) / own.clamp(min=_NO_GAIN).sqrt()
-            factor[:, step] = torch.where(own > _NO_GAIN, row, 0.0)
-            gain = gain - factor[:, step].square()
-        kept = raster(torch.stack(chosen, dim=1))
-        return keep(signals, kept, signals.text_mask.any(dim=1).expand_as(kept))
+        kept = raster(_most_volume(signals[Signal.PROJECTED], _relevance(signals), budget))
+        return keep(signals, kept, signals.have_text.expand_as(kept))
 
-    @staticmethod
-    def _relevance(signals: Signals) -> Tensor:
-        """From just above 0 to 1 over each image, float32 [images, patches]."""
-        own = signals.text_mask
-        cosine = signals[Signal.COSINE].masked_fill(~own, 0)
-        raw = -cosine.sum(dim=1) / own.sum(dim=1).clamp(min=1)
-        lowest = raw.amin(dim=-1, keepdim=True)
-        spread = (raw.amax(dim=-1, keepdim=True) - lowest).clamp(min=1e-6)
-        return (raw - lowest + 1e-6) / spread
+
+def _relevance(signals: Signals) -> Tensor:
+    """From just above 0 to 1 over each image, float32 [images, patches]."""
+    raw = -signals.own_texts(signals[Signal.COSINE], 0.0).sum(dim=1)
+    counts = [max(1, texts) for texts in signals.text_counts]
+    if len(set(counts)) == 1:
+        raw = raw / counts[0]
+    else:
+        raw = raw / to_device(counts, signals.device)[:, None]
+    lowest, highest = raw.aminmax(dim=-1, keepdim=True)
+    return (raw - lowest + 1e-6) / (highest - lowest).clamp(min=1e-6)
+
+
+def _most_volume(tokens: Tensor, relevance: Tensor, count: int) -> Tensor:
+    """Tokens in the order of their choice, int64 [images, count]."""
+    if kernels_take(tokens):
+        from vllm_litelvlm.pruning.kernels.determinant import choose_in_one_launch
+
+        return choose_in_one_launch(cosines(tokens), relevance, count, _NO_GAIN)
+    if tokens.device.type == "cpu":
+        return choose_one_by_one(LikelyRows(tokens, count).read, relevance, count)
+    likeness, images = cosines(tokens), torch.arange(len(tokens), device=tokens.device)
+    return choose_one_by_one(lambda newest, _: likeness[images, newest], relevance, count)
+
+
+def choose_one_by_one(
+    cosines_of: Callable[[Tensor, Tensor], Tensor], relevance: Tensor, count: int
+) -> Tensor:
+    """One token of every image a step, by the largest gain in the kernel's determinant.
+
+    Args:
+        cosines_of: gives those of one token an image with all, float32 [images, patches]; from
+            which one, int64 [images], and all tokens' keys of this step.
+        relevance: float32 [images, patches].
+        count: how many to choose.
+
+    Returns:
+        Tokens in the order of their choice, int64 [images, count].
+    """
+    gain = relevance.square()  # the kernel's diagonal
+    # Rows of the kernel's Cholesky factor, one for each chosen token.
+    factor = torch.zeros(len(gain), count, gain.shape[1], device=gain.device)
+    taken = torch.zeros_like(gain, dtype=torch.bool)
+    chosen = []
+    for step in range(count):
+        key = torch.where(gain > _NO_GAIN, gain, relevance - 2)  # gains before leftovers
+        key.masked_fill_(taken, -torch.inf)
+        newest = key.argmax(dim=-1)
+        chosen.append(newest)
+        at = newest[:, None]
+        taken.scatter_(1, at, True)
+        own = gain.gather(1, at)
+        before = factor[:, :step]
+        of_newest = before.gather(2, at[:, None].expand(-1, step, -1))
+        shared = (of_newest.transpose(1, 2) @ before).squeeze(1)
+        kernel = relevance.gather(1, at) * cosines_of(newest, key) * relevance
+        row = (kernel - shared) / own.clamp(min=_NO_GAIN).sqrt()
+        factor[:, step] = torch.where(own > _NO_GAIN, row, 0.0)
+        gain = gain - factor[:, step].square()
+    return torch.stack(chosen, dim=1)

@@ -3,9 +3,11 @@
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, keep
+from vllm_litelvlm.pruning.kernels import kernels_take
+from vllm_litelvlm.pruning.likeness import mirrored_cosines
 from vllm_litelvlm.pruning.ranking import raster
 
 
@@ -30,16 +32,35 @@ class DivPrune(Pruner):
 
     def select(self, signals: Signals, budget: int) -> Selection:
         """One token a step."""
-        unit = nn.functional.normalize(signals[Signal.PROJECTED], dim=-1)
-        distance = 1 - unit @ unit.transpose(1, 2)
-        images = torch.arange(signals.images, device=signals.device)
-        itself = torch.eye(signals.patches, dtype=torch.bool, device=signals.device)
-        newest = distance.masked_fill(itself, torch.inf).amin(dim=-1).argmax(dim=-1)
-        chosen = [newest]
-        gap = torch.full_like(distance[:, 0], torch.inf)  # to the nearest chosen token
-        for _ in range(budget - 1):
-            gap = torch.minimum(gap, distance[images, newest])
-            gap = gap.scatter(1, newest[:, None], -torch.inf)
-            newest = gap.argmax(dim=-1)
-            chosen.append(newest)
-        return keep(signals, raster(torch.stack(chosen, dim=1)))
+        likeness = mirrored_cosines(signals[Signal.PROJECTED])
+        likeness.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+        first = (1 - likeness.amax(dim=-1)).argmax(dim=-1)
+        if kernels_take(likeness):
+            from vllm_litelvlm.pruning.kernels.diversity import choose_in_one_launch
+
+            chosen = choose_in_one_launch(likeness, first, budget)
+        else:
+            chosen = choose_one_by_one(likeness, first, budget)
+        return keep(signals, raster(chosen))
+
+
+def choose_one_by_one(likeness: Tensor, first: Tensor, count: int) -> Tensor:
+    """One token of every image a step, the one farthest from all chosen.
+
+    Args:
+        likeness: cosines, float32 [images, patches, patches].
+        first: the first choice, int64 [images].
+        count: how many to choose.
+
+    Returns:
+        Tokens in the order of their choice, int64 [images, count].
+    """
+    images = torch.arange(len(likeness), device=likeness.device)
+    newest, chosen = first, [first]
+    gap = torch.full_like(likeness[:, 0], torch.inf)  # to the nearest chosen token
+    for _ in range(count - 1):
+        gap = torch.minimum(gap, 1 - likeness[images, newest])
+        gap.scatter_(1, newest[:, None], -torch.inf)
+        newest = gap.argmax(dim=-1)
+        chosen.append(newest)
+    return torch.stack(chosen, dim=1)

@@ -1,10 +1,11 @@
 """Weighted farthest points: patches spread over the image plane, denser where the weight is."""
 
 from functools import lru_cache
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
+
+from vllm_litelvlm.pruning.kernels import kernels_take
 
 
 def farthest_points(
@@ -27,14 +28,16 @@ def farthest_points(
     Returns:
         Patches in the order of their choice, int64 [images, count].
     """
+    if kernels_take(weights):
+        from vllm_litelvlm.pruning.kernels.farthest import choose_in_one_launch
+
+        return choose_in_one_launch(
+            weights, base, columns, count, beyond(weights.shape[1], columns)
+        )
     if base is None:  # all gaps are equal, and a power of two changes no product's order
-        gaps = torch.full_like(weights, _beyond(weights.shape[1], columns))
+        gaps = torch.full_like(weights, beyond(weights.shape[1], columns))
     else:
         gaps = gaps_to(base, columns)
-    if weights.is_cuda and find_spec("triton") is not None:
-        from vllm_litelvlm.pruning.farthest_kernel import choose_in_one_launch
-
-        return choose_in_one_launch(weights, gaps, columns, count)
     return choose_one_by_one(weights, gaps, columns, count)
 
 
@@ -63,13 +66,13 @@ def gaps_to(base: Tensor, columns: int) -> Tensor:
     images, patches = base.shape
     rows = -(-patches // columns)
     grid = nn.functional.pad(base, (0, rows * columns - patches)).view(images, rows, 1, columns)
-    outside = (~grid).float() * _beyond(patches, columns)
+    outside = (~grid).float() * beyond(patches, columns)
     along = (outside + _squares(columns, base.device)).amin(dim=-1)
     down = along[:, None] + _squares(rows, base.device)[:, :, None]  # [images, to, from, columns]
     return down.amin(dim=2).flatten(1)[:, :patches].contiguous()
 
 
-def _beyond(patches: int, columns: int) -> float:
+def beyond(patches: int, columns: int) -> float:
     """The least power of two above every squared distance."""
     rows = -(-patches // columns)
     return float(1 << ((rows - 1) ** 2 + (columns - 1) ** 2).bit_length())

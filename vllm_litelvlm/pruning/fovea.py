@@ -71,7 +71,8 @@ class Fovea(Pruner):
 
     def choose_base(self, signals: Signals, budget: int) -> Tensor:
         """By context alone."""
-        chosen = farthest_points(self._by_context(signals), signals.columns, budget)
+        weights = 1 + self.context * _from_0_to_1(signals[Signal.CONTEXT])
+        chosen = farthest_points(weights, signals.columns, budget)
         return membership(chosen, signals.patches)
 
     def choose_focus(self, signals: Signals, base: Tensor, budget: int) -> Selection:
@@ -81,28 +82,28 @@ class Fovea(Pruner):
     def _guided(
         self, signals: Signals, text: float, budget: int, base: Tensor | None = None
     ) -> Selection:
-        by_text = text * self._wanted(signals)
-        weights = self._by_context(signals) + by_text
+        context, wanted = _from_0_to_1(
+            torch.stack([signals[Signal.CONTEXT], self._wanted(signals)], dim=1)
+        ).unbind(dim=1)
+        by_text = text * wanted
+        weights = 1 + self.context * context + by_text
         kept = raster(farthest_points(weights, signals.columns, budget, base))
         guided = by_text > by_text.mean(dim=-1, keepdim=True)
         return keep(signals, kept, guided.gather(1, kept))
 
-    def _by_context(self, signals: Signals) -> Tensor:
-        """The weights without the text, float32 [images, patches]."""
-        return 1 + self.context * _from_0_to_1(signals[Signal.CONTEXT])
-
     def _wanted(self, signals: Signals) -> Tensor:
-        """The text score v, float32 [images, patches]."""
+        """The text score before it is brought to 0 to 1, float32 [images, patches]."""
         scores = signals[self._text_signal]
         if scores.shape[1] == 0:  # no image of the batch has a text
             return scores.new_zeros(signals.images, signals.patches)
         if (self.direction or ("high" if self.guidance == "value" else "low")) == "low":
             scores = -scores
         # Without a text of its own an image is left with -inf everywhere, which is flat.
-        return _from_0_to_1(scores.masked_fill(~signals.text_mask, -torch.inf).amax(dim=1))
+        own = signals.own_texts(scores, -torch.inf)
+        return own[:, 0] if own.shape[1] == 1 else own.amax(dim=1)
 
 
 def _from_0_to_1(scores: Tensor) -> Tensor:
-    """[images, patches] between each image's lowest and highest; 0 where these are the same."""
+    """[..., patches] between each row's lowest and highest; 0 where these are the same."""
     low, high = scores.aminmax(dim=-1, keepdim=True)
     return ((scores - low) / (high - low)).nan_to_num(nan=0.0)

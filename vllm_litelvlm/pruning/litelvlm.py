@@ -97,27 +97,35 @@ class LiteLVLM(Pruner):
 
     def choose_focus(self, signals: Signals, base: Tensor, budget: int) -> Selection:
         """The lowest keys outside of the base, in raster order."""
-        has_text = to_device([texts > 0 for texts in signals.text_counts], signals.device).bool()
-        by_context = ranks(-signals[context_signal(self.variant)])
-        key = torch.where(has_text[:, None], self._key(signals), by_context)
+        have_text = signals.have_text
+        key = self._key(signals)
+        if min(signals.text_counts) == 0:
+            by_context = ranks(-signals[context_signal(self.variant)])
+            key = torch.where(have_text, key, by_context)
         # Every key that counts is below the number of patches.
         kept = raster(highest(-key.masked_fill(base, signals.patches), budget))
-        return keep(signals, kept, has_text[:, None].expand_as(kept))
+        return keep(signals, kept, have_text.expand_as(kept))
 
     def _similarity_set(self, signals: Signals, budget: int) -> Tensor:
         """Members of S, bool [images, patches]."""
         key = self._key(signals)
         sizes = [self._fixed_size(budget, texts) for texts in signals.text_counts]
+        bounds = [
+            self._adaptive_bound(budget, texts) if size is None else size
+            for size, texts in zip(sizes, signals.text_counts, strict=True)
+        ]
         # Adaptive images compare the key itself; the others their place in the key's order.
-        adaptive = to_device([size is None for size in sizes], signals.device).bool()
-        bounds = to_device(
-            [
-                self._adaptive_bound(budget, texts) if size is None else size
-                for size, texts in zip(sizes, signals.text_counts, strict=True)
-            ],
-            signals.device,
-        )
-        return torch.where(adaptive[:, None], key, ranks(key)) < bounds[:, None]
+        adaptive = [size is None for size in sizes]
+        if not all(adaptive):
+            of_others = ranks(key)
+            if any(adaptive):
+                which = to_device([[one] for one in adaptive], signals.device, torch.bool)
+                key = torch.where(which, key, of_others)
+            else:
+                key = of_others
+        if len(set(bounds)) == 1:
+            return key < bounds[0]
+        return key < to_device(bounds, signals.device)[:, None]
 
     def _key(self, signals: Signals) -> Tensor:
         """Worst or best rank over an image's own texts, int64 [images, patches]."""
@@ -126,10 +134,9 @@ class LiteLVLM(Pruner):
             return similarity.new_zeros(signals.images, signals.patches, dtype=torch.int64)
         low = (self.direction or ("low" if self.guidance == "similarity" else "high")) == "low"
         places = ranks(similarity if low else -similarity)
-        own = signals.text_mask
         if self.variant == "paper":
-            return places.masked_fill(~own, -1).amax(dim=1)
-        return places.masked_fill(~own, signals.patches).amin(dim=1)
+            return signals.own_texts(places, -1).amax(dim=1)
+        return signals.own_texts(places, signals.patches).amin(dim=1)
 
     def _fixed_size(self, budget: int, texts: int) -> int | None:
         """How many tokens S has, or None where the texts decide."""

@@ -5,8 +5,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, append, take
-from vllm_litelvlm.pruning.ranking import highest, membership
+from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, take
+from vllm_litelvlm.pruning.ranking import highest
 
 #: Neighbours merged into each kept token.
 NEIGHBOURS = 32
@@ -53,13 +53,13 @@ def merge_neighbours(signals: Signals, kept: Tensor) -> Selection:
     likeness = likeness.scatter(2, kept[:, :, None], -torch.inf)  # not its own neighbour
     near = likeness.topk(min(NEIGHBOURS, signals.patches - 1), dim=-1).indices
     of_all = importance[:, None].expand_as(likeness)
-    weights = torch.zeros_like(likeness).scatter(2, near, of_all.gather(2, near))
-    merged = take(patches, kept) + weights @ patches
-    pruned = importance.masked_fill(membership(kept, signals.patches), 0)
-    dtype = signals.patch_tokens.dtype
-    nobody = torch.zeros_like(kept, dtype=torch.bool)
-    selection = Selection(merged.to(dtype), kept, nobody)
-    return append(selection, (pruned[:, None] @ patches).to(dtype), place=signals.patches)
+    weights = torch.zeros_like(likeness).scatter_(2, near, of_all.gather(2, near))
+    pruned = importance.scatter(1, kept, 0.0)
+    sums = torch.cat([weights, pruned[:, None]], dim=1) @ patches
+    sums[:, : kept.shape[1]].add_(take(patches, kept))
+    indices = nn.functional.pad(kept, (0, 1), value=signals.patches)
+    nobody = torch.zeros_like(indices, dtype=torch.bool)
+    return Selection(sums.to(signals.patch_tokens.dtype), indices, nobody)
 
 
 def automatic_count(importance: Tensor) -> Tensor:

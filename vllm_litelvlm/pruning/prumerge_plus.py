@@ -5,9 +5,9 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals
+from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, to_device
 from vllm_litelvlm.pruning.prumerge import merge_neighbours
-from vllm_litelvlm.pruning.ranking import highest, others, part
+from vllm_litelvlm.pruning.ranking import highest, part, raster
 
 
 class PruMergePlus(Pruner):
@@ -41,9 +41,11 @@ class PruMergePlus(Pruner):
 
     def select(self, signals: Signals, budget: int) -> Selection:
         """Important and spread tokens, merged with their neighbours."""
-        important = highest(signals[Signal.LAST_ATTENTION], part(budget - 1, self.share))
-        rest = others(important, signals.patches)
-        spread = budget - 1 - important.shape[1]
-        steps = torch.arange(spread, device=signals.device) * 2 + 1
-        places = steps * rest.shape[1] // (2 * max(1, spread))  # the middle of each equal step
-        return merge_neighbours(signals, torch.cat([important, rest[:, places]], dim=1))
+        count = part(budget - 1, self.share)
+        spread = budget - 1 - count
+        falling = highest(signals[Signal.LAST_ATTENTION], signals.patches)
+        important, rest = falling[:, :count], raster(falling[:, count:])
+        # The middle of each equal step.
+        middles = [(2 * step + 1) * rest.shape[1] // (2 * spread) for step in range(spread)]
+        among = rest.index_select(1, to_device(middles, signals.device))
+        return merge_neighbours(signals, torch.cat([important, among], dim=1))

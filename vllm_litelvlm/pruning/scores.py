@@ -50,4 +50,6 @@ def cls_attention(logits: Tensor) -> Tensor:
     Returns:
         Probabilities, float32 [images, patches].
     """
-    return logits.softmax(dim=-1).mean(dim=1)[:, 1:]
+    attention = logits.softmax(dim=-1)
+    mean = attention[:, 0] if attention.shape[1] == 1 else attention.mean(dim=1)
+    return mean[:, 1:]

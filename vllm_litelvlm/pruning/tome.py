@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vllm_litelvlm.pruning.base import CLS, Pruner, Selection, Signal, Signals, take
+from vllm_litelvlm.pruning.kernels import kernels_take
 
 
 class ToMe(Pruner):
@@ -62,16 +63,23 @@ def _merge(
     Shapes: ``hidden`` [images, tokens, width], ``keys`` float32 [images, tokens, head width],
     ``sizes`` float32 and ``places`` int64 [images, tokens]. [CLS] comes first and stays there.
     """
+    merge = merge_once
+    if kernels_take(hidden):
+        from vllm_litelvlm.pruning.kernels.merging import merge_in_one_launch as merge
     while count > 0:
         at_once = min(count, (hidden.shape[1] - 1) // 2)
-        hidden, keys, sizes, places = _merge_once(hidden, keys, sizes, places, at_once)
         count -= at_once
+        by = keys, sizes, places, at_once
+        if count:  # the matching goes on with these
+            keys, _, _ = merge(keys, *by)
+        hidden, sizes, places = merge(hidden, *by)
     return hidden, sizes, places
 
 
-def _merge_once(
+def merge_once(
     hidden: Tensor, keys: Tensor, sizes: Tensor, places: Tensor, count: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same in one matching, which can merge all even tokens but [CLS]."""
     unit = nn.functional.normalize(keys, dim=-1)
     best, partner = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(dim=-1)
     best[:, 0] = -torch.inf  # [CLS]
@@ -87,15 +95,9 @@ def _merge_once(
 
     weight = sizes[:, :, None]
     size = total(weight)
-
-    def merged(rows: Tensor) -> Tensor:
-        """The even tokens that stay, then the odd ones as means weighted by size."""
-        mean = total(rows.float() * weight) / size
-        return torch.cat([take(rows[:, ::2], stay), mean.to(rows.dtype)], dim=1)
-
+    mean = (total(hidden.float() * weight) / size).to(hidden.dtype)
     return (
-        merged(hidden),
-        merged(keys),
+        torch.cat([take(hidden[:, ::2], stay), mean], dim=1),
         torch.cat([sizes[:, ::2].gather(1, stay), size.squeeze(2)], dim=1),
         torch.cat([places[:, ::2].gather(1, stay), places[:, 1::2]], dim=1),
     )

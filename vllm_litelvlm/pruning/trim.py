@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, append, keep
-from vllm_litelvlm.pruning.ranking import highest, membership, raster
+from vllm_litelvlm.pruning.ranking import highest, raster
 
 
 class Trim(Pruner):
@@ -46,8 +46,9 @@ class Trim(Pruner):
     def select(self, signals: Signals, budget: int) -> Selection:
         """The kept tokens, then the mean of the others."""
         kept = raster(highest(self._score(signals), budget - 1))
-        dropped = ~membership(kept, signals.patches)
-        weights = dropped / dropped.sum(dim=-1, keepdim=True)
+        share = 1 / (signals.patches - kept.shape[1])
+        weights = torch.full((signals.images, signals.patches), share, device=signals.device)
+        weights.scatter_(1, kept, 0.0)
         patches = signals.patch_tokens
         rest = (weights[:, None] @ patches.float()).to(patches.dtype)
         chosen = keep(signals, kept, torch.ones_like(kept, dtype=torch.bool))
@@ -57,4 +58,4 @@ class Trim(Pruner):
         """Logarithm of the sum over an image's own texts, float32 [images, patches]."""
         similarity = signals[Signal.SIMILARITY]
         scores = (similarity if self.direction == "high" else -similarity).log_softmax(dim=-1)
-        return scores.masked_fill(~signals.text_mask, -torch.inf).logsumexp(dim=1)
+        return signals.own_texts(scores, -torch.inf).logsumexp(dim=1)

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vllm_litelvlm.pruning.base import CLS, Pruner, Selection, Signal, Signals, take, to_device
-from vllm_litelvlm.pruning.ranking import highest, others, part, raster
+from vllm_litelvlm.pruning.ranking import highest, part, raster
 
 
 class VisionZip(Pruner):
@@ -41,13 +41,13 @@ class VisionZip(Pruner):
     def select(self, signals: Signals, budget: int) -> Selection:
         """Dominant tokens, then contextual ones."""
         dominant = max(1, part(budget, self.share))
-        attended = raster(highest(signals[Signal.CLS_ATTENTION], dominant - 1))
+        falling = highest(signals[Signal.CLS_ATTENTION], signals.patches)
+        attended, rest = raster(falling[:, : dominant - 1]), falling[:, dominant - 1 :]
         features = signals[Signal.FEATURES]
         tokens = [features[:, :1], take(features[:, 1:], attended)]
-        first = torch.full((signals.images, 1), CLS, device=signals.device)
-        places = [first, attended]
+        places = [nn.functional.pad(attended, (1, 0), value=CLS)]
         if budget > dominant:
-            targets, merged = self._contextual(signals, attended, budget - dominant)
+            targets, merged = self._contextual(signals, raster(rest), budget - dominant)
             tokens.append(merged)
             places.append(targets)
         indices = torch.cat(places, dim=1)
@@ -55,18 +55,20 @@ class VisionZip(Pruner):
         return Selection(torch.cat(tokens, dim=1), indices, nobody)
 
     @staticmethod
-    def _contextual(signals: Signals, attended: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Targets, int64 [images, count], and what they become, [images, count, width]."""
-        rest = others(attended, signals.patches)
+    def _contextual(signals: Signals, rest: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Targets, int64 [images, count], and what they become, [images, count, width].
+
+        ``rest``: the patches that are left, in raster order, int64 [images, left].
+        """
         stride = max(1, rest.shape[1] // count)
         at = range(0, count * stride, stride)
         between = sorted(set(range(rest.shape[1])) - set(at))
-        targets = rest[:, to_device(at, signals.device)]
-        joining = rest[:, to_device(between, signals.device)]
-        keys = nn.functional.normalize(signals[Signal.KEYS], dim=-1)
-        likeness = take(keys, joining) @ take(keys, targets).transpose(1, 2)
-        joined = nn.functional.one_hot(likeness.argmax(dim=-1), count).to(keys.dtype)
-        numbers_joined = joined.sum(dim=1).clamp(min=1)[:, :, None]
-        patches = signals.patch_tokens.float()
-        added = joined.transpose(1, 2) @ take(patches, joining) / numbers_joined
-        return targets, (take(patches, targets) + added).to(signals.patch_tokens.dtype)
+        rest = rest.index_select(1, to_device([*at, *between], signals.device))  # targets first
+        keys = nn.functional.normalize(take(signals[Signal.KEYS], rest), dim=-1)
+        nearest = (keys[:, count:] @ keys[:, :count].transpose(1, 2)).argmax(dim=-1)
+        joined = keys.new_zeros(signals.images, count, len(between))
+        joined.scatter_(1, nearest[:, None], 1.0)
+        joined /= joined.sum(dim=2, keepdim=True).clamp(min=1)
+        patches = take(signals.patch_tokens, rest).float()
+        merged = torch.baddbmm(patches[:, :count], joined, patches[:, count:])
+        return rest[:, :count], merged.to(signals.patch_tokens.dtype)

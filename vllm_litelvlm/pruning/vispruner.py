@@ -4,9 +4,11 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, keep
+from vllm_litelvlm.pruning.kernels import kernels_take
+from vllm_litelvlm.pruning.likeness import cosines
 from vllm_litelvlm.pruning.ranking import highest, raster
 
 #: Tokens dropped in one round of matching.
@@ -23,7 +25,8 @@ class VisPruner(Pruner):
     that stay come first in the next round, by falling similarity. Raster order, no merging.
 
     The official code fails on an odd number of remaining tokens; here the even side then has one
-    more.
+    more. A near tie of two likenesses, which a GPU may round otherwise than a CPU, changes the
+    places of all later rounds.
     """
 
     name: ClassVar[str] = "vispruner"
@@ -51,8 +54,19 @@ class VisPruner(Pruner):
 
 def _thin_out(patches: Tensor, rest: Tensor, count: int) -> Tensor:
     """Drop from ``rest``, int64 [images, tokens], until ``count`` (at least 1) are left."""
-    unit = nn.functional.normalize(patches.float(), dim=-1)
-    likeness = unit @ unit.transpose(1, 2)  # once, since every round compares the same tokens
+    likeness = cosines(patches)  # once, since every round compares the same tokens
+    if kernels_take(likeness):
+        from vllm_litelvlm.pruning.kernels.thinning import thin_out_in_one_launch
+
+        return thin_out_in_one_launch(likeness, rest, count, _AT_ONCE)
+    return thin_out_round_by_round(likeness, rest, count)
+
+
+def thin_out_round_by_round(likeness: Tensor, rest: Tensor, count: int) -> Tensor:
+    """What is left of ``rest``, in the order of the last round, int64 [images, count].
+
+    ``likeness``: cosines of all patches, float32 [images, patches, patches].
+    """
     images = torch.arange(len(rest), device=rest.device)[:, None, None]
     while rest.shape[1] > count:
         even, odd = rest[:, ::2], rest[:, 1::2]

@@ -3,15 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from vllm_litelvlm.pruning.base import (
-    Selection,
-    Signal,
-    Signals,
-    to_device,
-)
+from vllm_litelvlm.pruning.base import CLS, Selection, Signal, Signals, to_device
 
 #: Rows of width numbers a patch, [images, patches, width]; others have one number a patch, last.
 _WIDE = frozenset({Signal.KEYS, Signal.LAST_KEYS, Signal.PROJECTED})
@@ -57,29 +51,36 @@ def through(
     """
     if window is None:
         return choose(signals, base)
-    numbers = to_device(window.numbers(), signals.device)
-    inside = None if base is None else base.index_select(1, numbers)
-    chosen = choose(confined(signals, window, numbers), inside)
-    # [CLS] stays, and so does what follows the patches.
-    behind = chosen.indices - window.patches + signals.patches
-    places = numbers[chosen.indices.clamp(0, window.patches - 1)]
-    places = torch.where(chosen.indices < window.patches, places, behind)
-    return replace(chosen, indices=torch.where(chosen.indices < 0, chosen.indices, places))
+    inside, places = confined(signals, window)
+    numbers = places[: window.patches]
+    chosen = choose(inside, None if base is None else base.index_select(1, numbers))
+    return replace(chosen, indices=places.take(chosen.indices))
 
 
-def confined(signals: Signals, window: Window, numbers: Tensor) -> Signals:
-    """The signals of the window's patches alone; ``numbers`` are those of the window, on device."""
+def confined(signals: Signals, window: Window) -> tuple[Signals, Tensor]:
+    """The signals of the window's patches alone, and what the places in it are in the grid.
+
+    Those of its patches come first, then of what follows the image, and that of [CLS] is the last,
+    as its place in the window is -1; int64.
+    """
+    numbers = window.numbers()
+    behind = range(signals.patches, signals.patches + window.patches)
+    in_features = [0, *(number + 1 for number in numbers)]
+    # One copy from the host.
+    both = to_device([*in_features, *numbers, *behind, CLS], signals.device)
+    in_features_on_device, places = both.tensor_split((len(in_features),))
+    numbers_on_device = places[: window.patches]
     values: dict[Signal, Tensor] = {}
     for name, value in signals.values.items():
         if name is Signal.FEATURES:
-            with_cls = torch.cat([numbers.new_zeros(1), numbers + 1])
-            values[name] = value.index_select(1, with_cls)
+            values[name] = value.index_select(1, in_features_on_device)
         else:
-            values[name] = value.index_select(1 if name in _WIDE else -1, numbers)
-    return replace(
+            values[name] = value.index_select(1 if name in _WIDE else -1, numbers_on_device)
+    inside = replace(
         signals,
         patches=window.patches,
         values=values,
         tower=None,
         row_length=window.right - window.left,
     )
+    return inside, places

@@ -9,14 +9,15 @@ products of that size are most of the cost, and of their results only lengths an
 wanted, in which rounding averages out.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPVisionConfig
 
-from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Signal
+from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Signal, to_device
 from vllm_litelvlm.pruning.scores import (
     cls_attention,
     context_score,
@@ -96,7 +97,11 @@ class ClipScorer(nn.Module):
 
     @torch.no_grad()
     def image_signals(
-        self, hidden: Tensor, feature_input: Tensor | None, needs: frozenset[Signal]
+        self,
+        hidden: Tensor,
+        feature_input: Tensor | None,
+        needs: frozenset[Signal],
+        last: "LastLayer | None" = None,
     ) -> dict[Signal, Tensor]:
         """The needed signals that depend on the images alone.
 
@@ -104,10 +109,11 @@ class ClipScorer(nn.Module):
             hidden: hidden state -2, [images, 1 + patches, width], [CLS] first, any float dtype.
             feature_input: hidden state -3, the same shape; for what is computed from it.
             needs: the signals to compute; those that are not the scorer's are passed over.
+            last: of ``hidden``, where :meth:`text_signals` gets it too.
         """
         values: dict[Signal, Tensor] = {}
         if needs & LAST_LAYER:
-            values |= self._last_layer_signals(hidden.float(), needs)
+            values |= self._last_layer_signals(last or LastLayer(self, hidden), needs)
         if needs & FROM_FEATURE_INPUT:
             assert feature_input is not None
             values |= self._feature_layer_signals(feature_input.float(), needs)
@@ -115,7 +121,11 @@ class ClipScorer(nn.Module):
 
     @torch.no_grad()
     def text_signals(
-        self, hidden: Tensor, texts: Sequence[Tensor], needs: frozenset[Signal]
+        self,
+        hidden: Tensor,
+        texts: Sequence[Tensor],
+        needs: frozenset[Signal],
+        last: "LastLayer | None" = None,
     ) -> dict[Signal, Tensor]:
         """The needed signals that depend on the texts too: Eq. 4, its cosine, and the value path.
 
@@ -130,37 +140,36 @@ class ClipScorer(nn.Module):
             hidden: as for :meth:`image_signals`.
             texts: one embedding tensor an image, float32 [texts, projection_dim].
             needs: the signals to compute.
+            last: as for :meth:`image_signals`.
         """
         values: dict[Signal, Tensor] = {}
         if not needs & TEXT_SIGNALS:
             return values
-        patches = hidden[:, 1:].float()
-        padded = pad_sequence(list(texts), batch_first=True)
-        back = padded @ self.projection.weight
+        padded = _padded(texts)
+        if needs & {Signal.SIMILARITY, Signal.VALUE}:
+            back = padded @ self.projection.weight
+        if needs & {Signal.SIMILARITY, Signal.COSINE}:
+            normed = self.post_norm(hidden[:, 1:].float())
         if Signal.SIMILARITY in needs:
-            values[Signal.SIMILARITY] = similarity_score(self.post_norm(patches), back)
+            values[Signal.SIMILARITY] = similarity_score(normed, back)
         if Signal.COSINE in needs:
-            aligned = self.projection(self.post_norm(patches))
-            values[Signal.COSINE] = cosine_score(aligned, padded)
+            values[Signal.COSINE] = cosine_score(self.projection(normed), padded)
         if Signal.VALUE in needs:
-            path = self.last_output(self._values(self.last_norm(patches))).float()
+            path = self.last_output((last or LastLayer(self, hidden)).values).float()
             values[Signal.VALUE] = similarity_score(self.post_norm(path), back)
         return values
 
-    def _values(self, normed: Tensor) -> Tensor:
-        """Values of the last layer, in the value projection's dtype."""
-        values: Tensor = self.last_value(normed.to(self.last_value.weight.dtype))
-        return values
-
-    def _last_layer_signals(self, hidden: Tensor, needs: frozenset[Signal]) -> dict[Signal, Tensor]:
+    def _last_layer_signals(
+        self, last: "LastLayer", needs: frozenset[Signal]
+    ) -> dict[Signal, Tensor]:
         """Eq. 5 in both forms, and what PruMerge reads of the same layer."""
         values: dict[Signal, Tensor] = {}
-        normed = self.last_norm(hidden)
+        normed = last.normed
         query, patches = self.last_query(normed[:, 0]), normed[:, 1:]
         if needs & {Signal.CONTEXT_NORMALISED, Signal.LAST_KEYS}:
             keys = self.last_key(patches)
         if needs & {Signal.CONTEXT, Signal.CONTEXT_NORMALISED}:
-            lengths = torch.linalg.vector_norm(self._values(patches), dim=-1, dtype=torch.float32)
+            lengths = torch.linalg.vector_norm(last.values, dim=-1, dtype=torch.float32)
         if Signal.CONTEXT in needs:
             logits = folded_logits(query, self.last_key, patches, heads=1).squeeze(1)
             values[Signal.CONTEXT] = context_score(logits, lengths)
@@ -189,7 +198,30 @@ class ClipScorer(nn.Module):
                 folded_logits(query, self.feature_key, normed, self.heads)
             )
         if Signal.KEYS in needs:
-            values[Signal.KEYS] = mean_over_heads(self.feature_key, normed[:, 1:], self.heads)
+            values[Signal.KEYS] = mean_over_heads(self.feature_key, normed, self.heads)[:, 1:]
+        return values
+
+
+class LastLayer:
+    """What the signals of the last layer have in common; nothing is computed before it is read.
+
+    ``hidden`` is as for :meth:`ClipScorer.image_signals`.
+    """
+
+    def __init__(self, scorer: ClipScorer, hidden: Tensor) -> None:
+        self._scorer, self.hidden = scorer, hidden
+
+    @cached_property
+    def normed(self) -> Tensor:
+        """Behind the first norm, float32 [images, 1 + patches, width]."""
+        normed: Tensor = self._scorer.last_norm(self.hidden.float())
+        return normed
+
+    @cached_property
+    def values(self) -> Tensor:
+        """Of the patches, [images, patches, width], in the value projection's dtype."""
+        project = self._scorer.last_value
+        values: Tensor = project(self.normed[:, 1:].to(project.weight.dtype))
         return values
 
 
@@ -210,8 +242,20 @@ def folded_logits(query: Tensor, key: nn.Linear, tokens: Tensor, heads: int) -> 
     """
     by_head = query.unflatten(-1, (heads, -1))
     back = torch.einsum("ihd,hdw->ihw", by_head, key.weight.unflatten(0, (heads, -1)))
-    logits: Tensor = back @ tokens.transpose(1, 2) * by_head.shape[-1] ** -0.5
-    return logits
+    scale, nothing = by_head.shape[-1] ** -0.5, back.new_empty(1, 1, 1)  # which beta leaves out
+    return torch.baddbmm(nothing, back, tokens.transpose(1, 2), beta=0, alpha=scale)
+
+
+def _padded(texts: Sequence[Tensor]) -> Tensor:
+    """Each image's texts, [images, most texts, width]; what stands past an image's own is any."""
+    most = max(map(len, texts))
+    if all(len(some) == most for some in texts):
+        return torch.stack(list(texts))
+    rows = torch.cat(list(texts))
+    starts = itertools.accumulate(map(len, texts[:-1]), initial=0)
+    places = [min(start + text, len(rows) - 1) for start in starts for text in range(most)]
+    index = to_device(places, rows.device)
+    return rows.index_select(0, index).view(len(texts), most, rows.shape[1])
 
 
 def mean_over_heads(layer: nn.Linear, tokens: Tensor, heads: int) -> Tensor:

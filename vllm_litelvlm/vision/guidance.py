@@ -10,7 +10,7 @@ from transformers import CLIPConfig, CLIPVisionConfig
 from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Signal, Signals
 from vllm_litelvlm.pruning.batch import choose_bases
 from vllm_litelvlm.pruning.order import Layer, Order
-from vllm_litelvlm.vision.clip import ClipScorer, patch_count
+from vllm_litelvlm.vision.clip import ClipScorer, LastLayer, patch_count
 from vllm_litelvlm.vision.images import FROM_FEATURE_INPUT, Images, needs_features
 from vllm_litelvlm.vision.slots import Row, Rows, SlotCache, recall
 from vllm_litelvlm.vision.text import ClipTextTower
@@ -94,10 +94,12 @@ class Guidance:
 
         ``text_ids`` holds one integer [texts, length] tensor an image, on the CPU.
         """
-        values = self._image_values(images, needs) if needs_features(needs) else {}
+        values: dict[Signal, Tensor] = {}
+        if needs_features(needs):
+            values, last = self._image_values(images, needs)
         if needs & TEXT_SIGNALS:
             texts = self._embed(text_ids, images.device)
-            values |= self.scorer.text_signals(values[Signal.FEATURES], texts, needs)
+            values |= self.scorer.text_signals(last.hidden, texts, needs, last)
         if Signal.PROJECTED in needs:
             values[Signal.PROJECTED] = images.project(values[Signal.FEATURES][:, 1:]).float()
         return Signals(
@@ -135,8 +137,10 @@ class Guidance:
             bases[image] = base
         return bases
 
-    def _image_values(self, images: Images, needs: frozenset[Signal]) -> dict[Signal, Tensor]:
-        """Features, and the needed signals that depend on the images alone.
+    def _image_values(
+        self, images: Images, needs: frozenset[Signal]
+    ) -> tuple[dict[Signal, Tensor], LastLayer]:
+        """Features, and the needed signals that depend on the images alone; and the last layer.
 
         What the cache does not keep is computed from features, but for two signals: a batch that
         needs one of those runs the tower on every image where they are not kept.
@@ -146,18 +150,23 @@ class Guidance:
         if not needs & FROM_FEATURE_INPUT <= kept:
             cache, kept = None, frozenset()
         at_once = kept | (needs & FROM_FEATURE_INPUT)
+        ran: list[LastLayer] = []
 
         def compute(places: list[int]) -> Rows:
             hidden, feature_input = images.run(places, bool(at_once & FROM_FEATURE_INPUT))
-            scores = self.scorer.image_signals(hidden, feature_input, at_once)
+            ran.append(LastLayer(self.scorer, hidden))
+            scores = self.scorer.image_signals(hidden, feature_input, at_once, ran[0])
             return {Signal.FEATURES.value: hidden} | {
                 name.value: row for name, row in scores.items()
             }
 
         rows = recall(images.keys, compute, cache)
         values = {Signal(name): row for name, row in rows.items()}
+        hidden = values[Signal.FEATURES]
+        # Where all images were new, what their signals had in common serves the texts too.
+        last = ran[0] if ran and ran[0].hidden is hidden else LastLayer(self.scorer, hidden)
         rest = needs - values.keys()
-        return values | self.scorer.image_signals(values[Signal.FEATURES], None, rest)
+        return values | self.scorer.image_signals(hidden, None, rest, last), last
 
     def _embed(self, text_ids: Sequence[Tensor], device: torch.device) -> list[Tensor]:
         """Each image's text embeddings, float32 [texts, width]."""
@@ -184,4 +193,5 @@ class Guidance:
 
 def _without_padding(ids: Tensor) -> Tensor:
     """Token ids up to their end token, which padding repeats."""
-    return ids[: int((ids == ids[-1]).nonzero()[0]) + 1]
+    numbers = ids.tolist()  # on the CPU, where a list is searched sooner than a tensor
+    return ids[: numbers.index(numbers[-1]) + 1]

@@ -1,0 +1,142 @@
+"""Every kernel beside the loop that it stands for, on random inputs and on ties.
+
+``python -m tests.pruning.kernel_cases NAME``, in Triton's interpreter (TRITON_INTERPRET=1), which
+computes on a CPU; tests on a GPU call the same functions. Each yields what both sides chose.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from tests.pruning.test_farthest import SHAPES, random_base, whole_weights
+from vllm_litelvlm.pruning import cdpruner, divprune, farthest, tome, vispruner
+from vllm_litelvlm.pruning.likeness import cosines
+
+Pairs = Iterator[tuple[Tensor, Tensor]]
+
+#: (images, patches, how many to choose); few are powers of two, two are as long as an image.
+SIZES = [(1, 1, 1), (2, 9, 9), (3, 11, 4), (2, 64, 20), (1, 100, 100), (2, 288, 20), (1, 576, 32)]
+LONGEST = (1, 2880, 3)
+
+
+def tokens(images: int, patches: int, width: int = 24) -> Tensor:
+    return torch.randn(images, patches, width)
+
+
+def axes(images: int, patches: int) -> Tensor:
+    """Tokens along few axes of space, so that all cosines are 0 or 1 and most choices ties."""
+    return torch.eye(5)[torch.randint(5, (images, patches))] * 2
+
+
+def farthest_points(device: str) -> Pairs:
+    from vllm_litelvlm.pruning.kernels.farthest import choose_in_one_launch
+
+    cases = [(*shape, shape[1]) for shape in SHAPES]
+    cases += [(1, 576, 24, 24), (1, 2880, 54, 4), (2, 300, 18, 12)]
+    for seed, (images, patches, columns, count) in enumerate(cases):
+        for members in sorted({0, patches // 5}):
+            base = random_base(images, patches, members, seed)
+            gaps, most = farthest.gaps_to(base, columns), min(count, patches - members)
+            beyond = farthest.beyond(patches, columns)
+            given = base.to(device) if members else None
+            for weights in (whole_weights(images, patches, seed), 1 + 12 * torch.rand(gaps.shape)):
+                yield (
+                    choose_in_one_launch(weights.to(device), given, columns, most, beyond),
+                    farthest.choose_one_by_one(weights, gaps, columns, most),
+                )
+
+
+def most_volume(device: str) -> Pairs:
+    from vllm_litelvlm.pruning.kernels.determinant import choose_in_one_launch
+
+    for images, patches, count in [*SIZES, LONGEST]:
+        random, tied = torch.rand(images, patches), torch.randint(1, 4, (images, patches)) / 4
+        for relevance, rows in [
+            (random, tokens(images, patches, max(24, count))),
+            (random, tokens(images, patches, 3)),  # whose rank is soon used up
+            (tied, axes(images, patches)),
+            (torch.ones_like(random), axes(images, patches)),
+        ]:
+            likeness, each = cosines(rows), torch.arange(images)
+            yield (
+                choose_in_one_launch(likeness.to(device), relevance.to(device), count, 1e-5),
+                cdpruner.choose_one_by_one(
+                    lambda newest, _, likeness=likeness, each=each: likeness[each, newest],
+                    relevance,
+                    count,
+                ),
+            )
+
+
+def most_diverse(device: str) -> Pairs:
+    from vllm_litelvlm.pruning.kernels.diversity import choose_in_one_launch
+
+    for images, patches, count in [*SIZES, LONGEST]:
+        for rows in (tokens(images, patches), axes(images, patches)):
+            likeness, first = cosines(rows), torch.randint(patches, (images,))
+            yield (
+                choose_in_one_launch(likeness.to(device), first.to(device), count),
+                divprune.choose_one_by_one(likeness, first, count),
+            )
+
+
+def thinned_out(device: str) -> Pairs:
+    from vllm_litelvlm.pruning.kernels.thinning import thin_out_in_one_launch
+
+    shapes = [*SIZES[:5], (2, 9, 1), (2, 10, 1), (3, 65, 2), (2, 130, 97), (1, 577, 480)]
+    for images, patches, count in shapes:
+        for rows in (tokens(images, patches), axes(images, patches)):
+            likeness = cosines(rows)
+            for fewer in sorted({0, (patches - count) // 3}):  # important ones are not among them
+                order = torch.rand(images, patches).argsort(dim=-1)[:, fewer:]
+                yield (
+                    thin_out_in_one_launch(likeness.to(device), order.to(device), count, 8),
+                    vispruner.thin_out_round_by_round(likeness, order, count),
+                )
+
+
+def merged(device: str) -> Pairs:
+    """Places and sizes are equal; hidden states are brought to a tolerance."""
+    from vllm_litelvlm.pruning.kernels.merging import merge_in_one_launch
+
+    shapes = [(1, 3, 1, 4, 2), (2, 10, 4, 8, 3), (3, 37, 9, 130, 16), (2, 66, 32, 33, 20)]
+    for images, count_of, count, width, key_width in [*shapes, (1, 577, 22, 64, 64)]:
+        for dtype in (torch.float32, torch.bfloat16):
+            hidden = torch.randn(images, count_of, width).to(dtype)
+            keys = torch.randn(images, count_of, key_width)
+            sizes = torch.randint(1, 5, (images, count_of)).float()
+            places = torch.arange(-1, count_of - 1).expand(images, -1)
+            given = hidden, keys, sizes, places
+            found = merge_in_one_launch(*(one.to(device) for one in given), count)
+            expected = tome.merge_once(*given, count)
+            scale = 0.01 if dtype is torch.bfloat16 else 1e-5
+            near = torch.isclose(found[0].cpu().float(), expected[0].float(), scale, scale)
+            yield near, torch.ones_like(near)
+            yield from zip(found[1:], expected[1:], strict=True)
+
+
+KERNELS: dict[str, Callable[[str], Pairs]] = {
+    "farthest": farthest_points,
+    "determinant": most_volume,
+    "diversity": most_diverse,
+    "thinning": thinned_out,
+    "merging": merged,
+}
+
+
+def compare(name: str, device: str) -> int:
+    """How many cases there are; every one is equal."""
+    torch.manual_seed(0)
+    number = 0
+    for found, expected in KERNELS[name](device):
+        assert found.dtype == expected.dtype
+        assert torch.equal(found.cpu(), expected), (name, number, found, expected)
+        number += 1
+    return number
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(compare(sys.argv[1], "cpu"))

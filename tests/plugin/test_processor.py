@@ -68,7 +68,7 @@ def test_prompt_has_as_many_placeholders_as_the_plan_keeps(
     for item in inputs["mm_kwargs"]["image"]:
         assert {*item} == {"pixel_values", PARCELS_FIELD}
         pixels = item["pixel_values"].data
-        assert (pixels.dtype, pixels.shape) == (torch.uint8, (3, 336, 336))
+        assert (pixels.dtype, pixels.shape) == (torch.uint8, (336, 336, 3))
         parcel = Parcel.unpack(item[PARCELS_FIELD].data)
         assert (parcel.order.budget, len(parcel.text_ids), len(parcel.key)) == (64, 1, 32)
 
@@ -195,14 +195,14 @@ def test_pixels_of_a_request_with_arguments_of_its_own_travel_as_numbers(
     [item] = processor(PROMPT, items, hf_processor_mm_kwargs=own)["mm_kwargs"]["image"]
     numbers = item["pixel_values"].data
     assert (numbers.shape, numbers.dtype) == ((1, 3, 336, 336), torch.float32)
-    assert torch.equal(numbers[0], processor.bytes_of(photographs[0]).float())
+    assert torch.equal(numbers[0], processor.bytes_of(photographs[0]).permute(2, 0, 1).float())
 
 
 def test_step_of_bytes_and_numbers_is_one_tensor_of_numbers(processor: Any) -> None:
     values = PixelValues(processor.bytes_of, torch.float32)
     model = SimpleNamespace(litelvlm_pixels=values)
     model.litelvlm_numbers = partial(LiteLVLMLlava.litelvlm_numbers, model)
-    pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
     numbers = torch.randn(2, 1, 3, 8, 8)
     together = LiteLVLMLlava._together
     assert together(model, pixels) is pixels

@@ -42,7 +42,7 @@ def test_halves_give_the_pixels_of_the_whole(backend: Any, size: tuple[int, int]
     for mode in ("RGB", "L", "P", "RGBA", "1"):
         image = picture(*size, mode=mode)
         pixels = halves(image)
-        assert (pixels.dtype, pixels.shape) == (torch.uint8, (3, 336, 336))
+        assert (pixels.dtype, pixels.shape) == (torch.uint8, (336, 336, 3))
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             values = PixelValues(halves, dtype)(pixels[None])
             assert torch.equal(values, whole(processor, image).to(dtype))
@@ -74,7 +74,9 @@ def test_formula_is_used_only_where_it_gives_the_processors_numbers(backend: Any
     found = PixelValues(halves, torch.float32)
     assert found._by_formula == by_formula
     pixels = halves(picture(400, 400))[None]
-    assert torch.equal(found(pixels), looked_up(halves.values, pixels))
+    values = found(pixels)
+    assert values.is_contiguous()
+    assert torch.equal(values, looked_up(halves.values, pixels.permute(0, 3, 1, 2)))
 
 
 def test_lookup_takes_every_channels_own_numbers() -> None:

@@ -46,20 +46,20 @@ class ByteProcessor:
         return split if all(map(split._is_exact, _PROBES)) else None
 
     def __call__(self, picture: Any) -> Tensor:
-        """Bytes of a picture, uint8 [3, side, side]; a tensor of its own."""
+        """Bytes of a picture, uint8 [height, width, 3]; a tensor of its own."""
         processor = self._processor
         image = processor.process_image(picture, do_convert_rgb=processor.do_convert_rgb)
         if processor.do_resize:
             image = processor.resize(image=image, size=processor.size, resample=processor.resample)
         if processor.do_center_crop:
             image = processor.center_crop(image, processor.crop_size)
-        return torch.as_tensor(image).contiguous()
+        return torch.as_tensor(image).permute(1, 2, 0).contiguous()  # as they mostly lie already
 
     def _is_exact(self, size: tuple[int, int]) -> bool:
         noise = np.random.default_rng(0).integers(0, _BYTES, (size[1], size[0], 3), dtype=np.uint8)
         picture = Image.fromarray(noise)
         whole = self._processor(images=[picture], return_tensors="pt")["pixel_values"]
-        pixels = self(picture)[None]
+        pixels = self(picture)[None].permute(0, 3, 1, 2)
         return pixels.dtype == torch.uint8 and torch.equal(looked_up(self.values, pixels), whole)
 
 
@@ -86,18 +86,25 @@ class PixelValues(nn.Module):
         self._by_formula = torch.equal(self._formula(every).view(3, -1), self.values)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Values of bytes, uint8 [images, 3, side, side], in the tower's dtype, the same shape."""
+        """Values of bytes, uint8 [images, height, width, 3].
+
+        Returns:
+            [images, 3, height, width] in the tower's dtype.
+        """
+        pixels = pixels.permute(0, 3, 1, 2)
         values = self._formula(pixels) if self._by_formula else looked_up(self.values, pixels)
         return values.to(self._dtype)
 
     def _formula(self, pixels: Tensor) -> Tensor:
-        return (pixels.to(torch.float32) - self.mean).div_(self.std)
+        # A convolution sums in another order where channels lie together.
+        numbers = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        return numbers.sub_(self.mean).div_(self.std)
 
 
 def looked_up(values: Tensor, pixels: Tensor) -> Tensor:
     """``values``, [3, 256], of bytes, uint8 [images, 3, height, width]."""
     channels = _BYTES * torch.arange(3, dtype=torch.int32, device=pixels.device)
-    return values.flatten()[pixels + channels[:, None, None]]
+    return values.flatten()[(pixels + channels[:, None, None]).contiguous()]
 
 
 def _values(processor: Any) -> Tensor:

@@ -16,8 +16,8 @@ from vllm_litelvlm.pruning.base import to_device
 class VllmImages:
     """See :class:`vllm_litelvlm.vision.images.Images`.
 
-    ``model`` is our LlavaForConditionalGeneration; ``pixels`` [images, 3, side, side], bytes or
-    numbers: those of images whose features are kept are not looked at.
+    ``model`` is our LlavaForConditionalGeneration; ``pixels`` are bytes, uint8 [images, side,
+    side, 3], or numbers; those of images whose features are kept are not looked at.
     What the tower and the projector take is no part of ``section``.
     """
 

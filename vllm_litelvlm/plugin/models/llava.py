@@ -137,9 +137,9 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
         return embeddings
 
     def _together(self, pixels: object) -> Tensor:
-        """The step's pixels as one tensor, [images, 3, side, side].
+        """The step's pixels as one tensor: bytes, or numbers where some come as such.
 
-        They come as bytes, uint8 [3, side, side] each, or as numbers, [1, 3, side, side].
+        They come as bytes, uint8 [side, side, 3] each, or as numbers, [1, 3, side, side].
         """
         if isinstance(pixels, Tensor) and pixels.dtype == torch.uint8:
             return pixels
@@ -147,7 +147,7 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
         return torch.cat([self.litelvlm_numbers(one) for one in each])
 
     def litelvlm_numbers(self, pixels: Tensor) -> Tensor:
-        """What the tower takes of pixels as they come, [images, 3, side, side]."""
+        """What the tower takes, [images, 3, side, side], of bytes or of numbers."""
         if pixels.dtype != torch.uint8:
             return pixels
         assert self.litelvlm_pixels is not None

@@ -29,6 +29,11 @@ _MOST_TEXTS = 64  # that the plugin takes by default
 _TURN_TOKENS = 64  # more than any text of the workloads has
 
 
+def memory_share(servers: int) -> float:
+    """Of a graphics card's memory, what each of so many servers may take."""
+    return math.floor(80 / servers) / 100
+
+
 @dataclass(frozen=True)
 class Case:
     """One load: all conditions are compared under it.
@@ -166,7 +171,7 @@ class Settings:
         if self.most_images > 1:
             arguments.append(f'--limit-mm-per-prompt={{"image": {self.most_images}}}')
         # The servers share a graphics card; on a processor compiling only delays the start.
-        share = math.floor(80 / len(self.servers)) / 100
+        share = memory_share(len(self.servers))
         gpu = torch.cuda.is_available()
         arguments += [f"--gpu-memory-utilization={share}"] if gpu else ["--enforce-eager"]
         if self.kv_cache_gb is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.checkpoints import Source
 from benchmarks.conditions import IDEAL, KEEP_ALL, PLUGIN, STOCK, STOCK_NAME, Condition
 from benchmarks.order import balanced
-from benchmarks.settings import SERVED_MODEL_NAME
+from benchmarks.settings import SERVED_MODEL_NAME, memory_share
 
 #: Servers, as their logs are named: the second has one API server, the others several.
 ONE = f"{PLUGIN}-one-api-server"
@@ -134,7 +134,7 @@ class Settings:
     @property
     def _room(self) -> list[str]:
         """A server looks for so much free memory when it starts, also where it is told its own."""
-        share = math.floor(80 / len(SERVERS)) / 100
+        share = memory_share(len(SERVERS))
         return [f"--gpu-memory-utilization={share}"] if self.device == "cuda" else []
 
     def server_environment(self, server: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ import torch
 from benchmarks.beside import Beside
 from benchmarks.checkpoints import Source
 from benchmarks.conditions import BESIDE, PLUGIN, STOCK, STOCK_NAME, Condition
-from benchmarks.settings import SERVED_MODEL_NAME
+from benchmarks.settings import SERVED_MODEL_NAME, memory_share
 from vllm_litelvlm.errors import OptionsError
 
 #: Tokens of a prompt without its image, and more than any has.
@@ -92,7 +92,7 @@ class Settings:
         """What all servers get; the user's come last and win."""
         longest = self.visual_tokens + _TEXT_TOKENS + self.output_tokens
         # So much memory has to be free when a server starts.
-        share = math.floor(80 / len(self.servers)) / 100
+        share = memory_share(len(self.servers))
         gpu = torch.cuda.is_available()
         return [
             f"--served-model-name={SERVED_MODEL_NAME}",

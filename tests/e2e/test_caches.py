@@ -20,9 +20,9 @@ from tests.e2e.runners import Runner, on_v1_alone
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.demo.server import ServerError, serve
 
-#: Of the tiny checkpoint, in float32: 577 x 64 features and 576 context scores, and 3 x 336 x 336
-#: pixels.
-IMAGE_BYTES, PIXEL_BYTES = 4 * (577 * 64 + 576), 4 * 3 * 336 * 336
+#: Of the tiny checkpoint: 577 x 64 features and 576 context scores in float32, and 3 x 336 x 336
+#: pixels, a byte each.
+IMAGE_BYTES, PIXEL_BYTES = 4 * (577 * 64 + 576), 3 * 336 * 336
 SLOTS, TEXTS = 3, 2
 SMALL = {
     "feature_cache_gb": (SLOTS + 0.5) * IMAGE_BYTES / 2**30,

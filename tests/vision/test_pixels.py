@@ -34,7 +34,8 @@ def split(processor: Any) -> ByteProcessor:
 
 @both_backends
 @pytest.mark.parametrize(
-    "size", [(336, 336), (640, 480), (480, 641), (1, 1), (50, 3), (337, 335), (1200, 400)]
+    "size",
+    [(336, 336), (640, 480), (480, 641), (1, 1), (50, 3), (337, 335), (1200, 400), (3000, 2000)],
 )
 def test_halves_give_the_pixels_of_the_whole(backend: Any, size: tuple[int, int]) -> None:
     processor = backend(**LLAVA)

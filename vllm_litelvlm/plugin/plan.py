@@ -8,8 +8,8 @@ cached work exactly when the same tokens are kept for the same reason.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 from vllm_litelvlm import __version__
@@ -66,7 +66,7 @@ class Plan:
         """The layer that texts add to a base of so many tokens: the rest of the budget."""
         return replace(self, budget=self.budget - base, texts=texts, layer=Layer.FOCUS, base=base)
 
-    @property
+    @cached_property
     def pruner(self) -> Pruner:
         """The method with its parameters."""
         return _pruner(self.method, self.parameters)
@@ -84,11 +84,11 @@ class Plan:
     @lru_cache(maxsize=1024)
     def from_json(cls, text: str) -> "Plan":
         """The inverse of :meth:`to_json`."""
-        fields = json.loads(text)
-        fields["texts"] = tuple(fields["texts"])
-        fields["layer"] = Layer(fields["layer"])
-        fields["window"] = _window(fields["window"])
-        return cls(**fields)
+        said = json.loads(text)
+        said["texts"] = tuple(said["texts"])
+        said["layer"] = Layer(said["layer"])
+        said["window"] = _window(said["window"])
+        return cls(**said)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ class WorkOrder(Order):
 
 def _plain(plan: Plan) -> dict[str, Any]:
     """Its fields as JSON has them."""
-    return {**vars(plan), "window": plan.window and asdict(plan.window)}
+    plain = {field.name: getattr(plan, field.name) for field in fields(plan)}
+    return {**plain, "window": plan.window and asdict(plan.window)}
 
 
 def _window(fields: Mapping[str, int] | None) -> Window | None:

@@ -13,7 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 
-_BYTES = 256
+from vllm_litelvlm.vision.shared_memory import shared_pixels
+
+_BYTES, _CHANNELS = 256, 3
 #: Width and height of pictures on which a split processor is compared with the whole one.
 _PROBES = ((640, 480), (90, 160), (7, 5))
 
@@ -48,12 +50,17 @@ class ByteProcessor:
     def __call__(self, picture: Any) -> Tensor:
         """Bytes of a picture, uint8 [height, width, 3]; a tensor of its own."""
         processor = self._processor
-        image = processor.process_image(picture, do_convert_rgb=processor.do_convert_rgb)
+        image = shared_pixels(picture) if isinstance(processor, TorchvisionBackend) else None
+        if image is None:
+            image = processor.process_image(picture, do_convert_rgb=processor.do_convert_rgb)
         if processor.do_resize:
             image = processor.resize(image=image, size=processor.size, resample=processor.resample)
         if processor.do_center_crop:
             image = processor.center_crop(image, processor.crop_size)
-        return torch.as_tensor(image).permute(1, 2, 0).contiguous()  # as they mostly lie already
+        pixels = np.empty((*image.shape[1:], _CHANNELS), np.uint8)  # as they mostly lie already
+        for channel in range(_CHANNELS):
+            pixels[..., channel] = image[channel]
+        return torch.from_numpy(pixels)
 
     def _is_exact(self, size: tuple[int, int]) -> bool:
         noise = np.random.default_rng(0).integers(0, _BYTES, (size[1], size[0], 3), dtype=np.uint8)

@@ -198,7 +198,7 @@ def _small_caches(config: Any, places: int, texts: int) -> dict[str, float]:
     """Server options whose caches have room for so many images and texts, and a bit."""
     patches = (config.image_size // config.patch_size) ** 2
     features = 4 * ((1 + patches) * config.hidden_size + patches)
-    pixels = 4 * 3 * config.image_size**2
+    pixels = 3 * config.image_size**2
     return {
         "feature_cache_gb": (places + 0.5) * features / 2**30,
         "pixel_cache_gb": (places + 0.5) * pixels / 2**30,

@@ -30,6 +30,7 @@ ARGUMENTS = [
 ]
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Send what shares a server to one process (``--dist loadgroup``), and that before all else.
 

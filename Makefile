@@ -18,7 +18,7 @@ demo: setup ## Run the demonstration
 
 test: lint ## Run the linters, the type checker and the tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/e2e
-	HF_HUB_OFFLINE=1 $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/e2e
+	HF_HUB_OFFLINE=1 $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile tests/e2e
 
 compat: setup ## Run plugin and end-to-end tests on the newest vLLM, on a CPU (VLLM=0.33.0 chooses)
 	.setup/compat.sh $(VLLM)

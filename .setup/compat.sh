@@ -57,8 +57,8 @@ PY
 
 [[ -f $place/built ]] || build
 export HF_HUB_OFFLINE=1
-tests() { "$venv/bin/python" -m pytest -n 2 -rf "$@"; }
+tests() { "$venv/bin/python" -m pytest -n 2 --dist loadfile -rf "$@"; }
 failed=0
-tests --dist loadfile tests/plugin || failed=1
-OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind tests --dist loadgroup tests/e2e || failed=1
+tests tests/plugin || failed=1
+OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind tests tests/e2e || failed=1
 exit "$failed"

@@ -30,31 +30,10 @@ ARGUMENTS = [
 ]
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Send what shares a server to one process (``--dist loadgroup``), and that before all else.
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.e2e.scheduling import ByServer
 
-    A start takes up to a minute, so a model runner has one server for the tests of many files.
-    """
-    here = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
-    places = [_place(item) for item in here]
-    sharing = {
-        place for item, place in zip(here, places, strict=True) if "server" in _fixtures(item)
-    }
-    for item, (file, runner) in zip(here, places, strict=True):
-        name = f"server {runner}" if (file, runner) in sharing else f"{file} {runner}"
-        item.add_marker(pytest.mark.xdist_group(name))
-    items.sort(key=lambda item: _place(item) not in sharing)
-
-
-def _place(item: pytest.Item) -> tuple[str, str]:
-    """A test's file and model runner."""
-    chosen = getattr(item, "callspec", None)
-    return item.path.stem, str(chosen.params.get("runner", "") if chosen else "")
-
-
-def _fixtures(item: pytest.Item) -> Sequence[str]:
-    return getattr(item, "fixturenames", ())
+    return ByServer(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,17 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPImageProcessor
+from transformers.image_processing_backends import TorchvisionBackend
 from vllm import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.renderers.base import BaseRenderer
+from vllm.utils.torch_utils import set_default_torch_dtype
 
 from tests.pruning.helpers import random_signals
 from vllm_litelvlm.demo.checkpoint import Checkpoint
@@ -185,6 +189,31 @@ def test_pixels_travel_as_the_bytes_of_stocks_numbers(
     [item] = apply(processor, photographs[:1])["mm_kwargs"]["image"]
     whole = processor.info.get_hf_processor()(images=photographs[:1], return_tensors="pt")
     assert torch.equal(numbers_of(processor, item["pixel_values"].data), whole["pixel_values"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_worker_has_the_pixels_of_the_front_end_whatever_dtype_it_builds_the_model_in(
+    build: Any, checkpoint: Checkpoint, processor: Any, dtype: torch.dtype
+) -> None:
+    found = build()
+    TorchvisionBackend._fuse_mean_std_and_rescale_factor.cache_clear()
+    with set_default_torch_dtype(dtype):
+        values = PixelValues(found.bytes_of, dtype)
+    assert values._by_formula
+    assert torch.equal(values.values, processor.bytes_of.values)
+    # Nor does it spoil what the image processor remembers.
+    image = Image.new("RGB", (40, 40), (200, 10, 10))
+    alone = CLIPImageProcessor.from_pretrained(checkpoint.llava)(images=image, return_tensors="pt")
+    again = found.info.get_hf_processor().image_processor(images=image, return_tensors="pt")
+    assert torch.equal(again["pixel_values"], alone["pixel_values"])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.uint16])
+def test_arrays_are_preprocessed_as_by_stock(processor: Any, dtype: Any) -> None:
+    array = np.random.default_rng(3).integers(0, 256, (60, 80, 3)).astype(dtype)
+    [item] = apply(processor, [array])["mm_kwargs"]["image"]
+    stock = processor.info.get_hf_processor().image_processor(images=array, return_tensors="pt")
+    assert torch.equal(item["pixel_values"].data, stock["pixel_values"])
 
 
 def test_pixels_of_a_request_with_arguments_of_its_own_travel_as_numbers(

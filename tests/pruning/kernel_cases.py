@@ -60,6 +60,10 @@ def most_volume(device: str) -> Pairs:
             (torch.ones_like(random), axes(images, patches)),
         ]:
             likeness, each = cosines(rows), torch.arange(images)
+            broken = choose_in_one_launch(
+                likeness.to(device), torch.full_like(relevance, torch.nan).to(device), count, 1e-5
+            )
+            yield broken, torch.arange(count).expand(images, -1)  # each once, and none outside
             yield (
                 choose_in_one_launch(likeness.to(device), relevance.to(device), count, 1e-5),
                 cdpruner.choose_one_by_one(

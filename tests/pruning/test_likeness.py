@@ -31,6 +31,13 @@ def test_cosines_are_those_of_the_derivation(patches: int, dtype: torch.dtype) -
     assert torch.equal(given, before)
 
 
+@pytest.mark.parametrize("patches", [100, 300])
+def test_tokens_are_as_like_each_other_either_way_round(patches: int) -> None:
+    """Or two nearest neighbours, which are as far from the rest as each other, were no tie."""
+    likeness = mirrored_cosines(tokens(8, patches, torch.float32))
+    assert torch.equal(likeness, likeness.transpose(1, 2))
+
+
 @pytest.mark.parametrize("count", [1, 20, 70])
 def test_likely_rows_are_rows_of_the_whole_whatever_was_thought_likely(count: int) -> None:
     given = tokens(3, 70, torch.float32)

@@ -9,6 +9,7 @@ and one that stands upright is not copied. Whatever is unusual about an image is
 import functools
 import io
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 from weakref import WeakSet
 
@@ -25,6 +26,7 @@ from vllm_litelvlm.plugin.wrap import wrap
 _FORMATS = ("JPEG", "PNG", "WEBP")
 #: Those of this process's processors.
 _caches: WeakSet[PixelCache] = WeakSet()
+_lock = Lock()
 
 
 def install() -> None:
@@ -34,21 +36,23 @@ def install() -> None:
 
 def look_in(cache: PixelCache) -> None:
     """Ask a cache about encoded images from now on, as long as it lives."""
-    _caches.add(cache)
+    with _lock:
+        _caches.add(cache)
 
 
 def _look_first(stock: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(stock)
     def load_bytes(media_io: Any, data: bytes) -> Any:
-        caches = list(_caches)
+        with _lock:
+            caches = list(_caches)
         if not caches:
             return stock(media_io, data)
         digest = MultiModalHasher.hash_kwargs(caches[0].algorithm, data=data, io=vars(media_io))
         known = any(cache.has_encoded(digest) for cache in caches)
         try:
             image = _plain(media_io, data, decode=not known)
-        except Exception:
-            image = None  # vLLM says what is wrong
+        except Exception:  # vLLM says what is wrong, or makes the best of it
+            return stock(media_io, data)
         decoded = stock(media_io, data) if image is None else MediaWithBytes(image, data)
         decoded.litelvlm_digest = digest
         return decoded
@@ -63,6 +67,8 @@ def _plain(media_io: Any, data: bytes, decode: bool) -> Image.Image | None:
     too_large = 0 < most < image.width * image.height
     if too_large or image.format not in _FORMATS or image.mode != media_io.image_mode:
         return None
+    if image.format == "PNG":  # it may say behind its pixels how it stands
+        image.load()
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         return None
     if decode:

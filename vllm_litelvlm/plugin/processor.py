@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 
 import torch
+from PIL import Image
 from transformers import BatchFeature
 from vllm.exceptions import VLLMValidationError
 from vllm.inputs import MultiModalHashes, MultiModalInput
@@ -21,6 +22,7 @@ from vllm.multimodal.parse import ImageEmbeddingItems, ImageProcessorItems, Mult
 from vllm.multimodal.processing import ProcessorInputs, PromptReplacement, PromptUpdate
 from vllm.multimodal.processing.context import TimingContext
 from vllm.renderers.hf import resolve_chat_template
+from vllm.utils.torch_utils import set_default_torch_dtype
 
 from vllm_litelvlm.errors import OptionsError
 from vllm_litelvlm.options import (
@@ -100,7 +102,8 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
         """
         if self.info.ctx.get_merged_mm_kwargs({}):
             return None
-        with torch.device("cpu"):
+        # The worker asks while vLLM builds the model, in that one's dtype and on its device.
+        with torch.device("cpu"), set_default_torch_dtype(torch.float32):
             return ByteProcessor.of(self.info.get_hf_processor().image_processor)
 
     @cached_property
@@ -323,9 +326,11 @@ class LiteLVLMProcessor(LlavaMultiModalProcessor):
             )
 
         def preprocess(picture: Picture) -> torch.Tensor:
-            if not others and self.bytes_of is not None:
-                return self.bytes_of(picture.image)
-            some = {**hf_data, "images": [picture.image]}
+            image = picture.image
+            # Arrays may hold other numbers than bytes.
+            if not others and self.bytes_of is not None and isinstance(image, Image.Image):
+                return self.bytes_of(image)
+            some = {**hf_data, "images": [image]}
             pixels = super(LiteLVLMProcessor, self)._call_hf_processor(some, others)
             numbers = pixels["pixel_values"]
             assert isinstance(numbers, torch.Tensor)

@@ -33,8 +33,7 @@ def mirrored_cosines(tokens: Tensor) -> Tensor:
         for start in range(0, patches, _ROWS):
             some, rest = slice(start, start + _ROWS), slice(start, None)
             products = rows[some] @ rows[rest].T
-            products *= shares[some, None]
-            products *= shares[rest]
+            products *= shares[some, None] * shares[rest]  # the same for a pair either way round
             square[rest, some] = products.T
             square[some, rest] = products
     return whole

@@ -32,7 +32,8 @@ class ByteProcessor:
         self.values = _values(processor)
         #: Of each channel in bytes, float32 [3, 1, 1].
         self.mean, self.std = (
-            torch.tensor(part)[:, None, None] * (1.0 / processor.rescale_factor)
+            torch.tensor(part, dtype=torch.float32)[:, None, None]
+            * (1.0 / processor.rescale_factor)
             for part in (processor.image_mean, processor.image_std)
         )
 
@@ -42,12 +43,13 @@ class ByteProcessor:
         steps = getattr(type(processor), "_preprocess", None)
         if steps not in (PilBackend._preprocess, TorchvisionBackend._preprocess):
             return None
-        if not (processor.do_rescale and processor.do_normalize) or processor.do_pad:
+        does = processor.do_convert_rgb and processor.do_rescale and processor.do_normalize
+        if not does or processor.do_pad:
             return None
         split = cls(processor)
         return split if all(map(split._is_exact, _PROBES)) else None
 
-    def __call__(self, picture: Any) -> Tensor:
+    def __call__(self, picture: Image.Image) -> Tensor:
         """Bytes of a picture, uint8 [height, width, 3]; a tensor of its own."""
         processor = self._processor
         image = shared_pixels(picture) if isinstance(processor, TorchvisionBackend) else None

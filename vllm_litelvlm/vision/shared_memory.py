@@ -47,10 +47,13 @@ class _Shared:
 def shared_pixels(image: object) -> Tensor | None:
     """An image's pixels where they lie, uint8 [4, height, width]; the fourth channel is unused.
 
-    None for all but decoded RGB images of Pillow that lie in one piece (up to 4 million pixels, by
-    Pillow's default), and for Pillow before 11.2. Nobody may write to it.
+    None for all but RGB images of Pillow that lie in one piece (up to 4 million pixels, by Pillow's
+    default), and for Pillow before 11.2. Nobody may write to it.
     """
     if not isinstance(image, Image.Image) or image.mode != "RGB":
+        return None
+    # Pillow 12 shares both all the same, the one as no memory and the other with gaps.
+    if 0 in image.size or Image.core.get_alignment() != 1:  # type: ignore[attr-defined]
         return None
     try:
         _, capsule = image.__arrow_c_array__()
@@ -58,7 +61,5 @@ def shared_pixels(image: object) -> Tensor | None:
         return None
     pixels = _ArrowArray.from_address(_pointer(capsule, b"arrow_array"))
     address = pixels.child[0].contents.buffers[1]
-    if not address:  # an image without pixels
-        return None
     shape = (image.height, image.width, _BYTES)
     return torch.from_numpy(np.asarray(_Shared(address, shape, capsule))).permute(2, 0, 1)

@@ -61,6 +61,7 @@ def _choose(
     patch = tl.arange(0, block)
     real = patch < patches
     relevant = tl.load(relevance + image * patches + patch, mask=real, other=0.0)
+    relevant = tl.where(relevant == relevant, relevant, 0.0)  # or padding would win over NaN
     gain = relevant * relevant
     left = real
     likeness += image * patches * patches

@@ -18,19 +18,9 @@ def test_rows_are_images_in_the_order_given() -> None:
     assert torch.equal(some.tower.embed(), signals.tower.embed()[[3, 0]])
 
 
-@pytest.mark.parametrize("images", [[0, 1, 2, 3], [3, 0], [0], [1], [2, 1]])
-def test_text_mask_fits_the_text_signals_of_any_rows(images: list[int]) -> None:
-    """Whoever asks for some of a batch's images must not read the texts of the others."""
-    signals = random_signals([1, 0, 3, 2], patches=9).rows(images)
-    for signal in TEXT_SIGNALS:
-        rows = signals[signal].shape[1]
-        assert signals.text_mask.shape == (len(images), rows, 1)
-        own = [[row < count for row in range(rows)] for count in signals.text_counts]
-        assert signals.text_mask[:, :, 0].tolist() == own
-
-
 @pytest.mark.parametrize("images", [[0, 1, 2, 3], [3, 0], [0], [1], [2, 1], [2, 2]])
 def test_padding_of_text_signals_is_filled_and_nothing_else(images: list[int]) -> None:
+    """Whoever asks for some of a batch's images must not read the texts of the others."""
     signals = random_signals([1, 0, 3, 2], patches=9).rows(images)
     for signal in TEXT_SIGNALS:
         before = signals[signal].clone()

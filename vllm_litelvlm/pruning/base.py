@@ -147,16 +147,11 @@ class Signals:
         """Features of the patches alone, [images, patches, width], the tower's dtype."""
         return self[Signal.FEATURES][:, 1:]
 
-    @property
-    def text_mask(self) -> Tensor:
-        """Which rows of a text signal are an image's own, bool [images, most texts, 1]."""
-        return self._text_rows(own=True)
-
     def own_texts(self, scores: Tensor, otherwise: float) -> Tensor:
         """A text signal with ``otherwise`` in its padding; what has none stays as it is."""
         if min(self.text_counts, default=0) == scores.shape[1]:
             return scores
-        return scores.masked_fill(self._text_rows(own=False), otherwise)
+        return scores.masked_fill(self._padding(), otherwise)
 
     @property
     def have_text(self) -> Tensor:
@@ -166,10 +161,11 @@ class Signals:
             return torch.full((self.images, 1), some.pop(), device=self.device)
         return to_device([[count > 0] for count in self.text_counts], self.device, torch.bool)
 
-    def _text_rows(self, own: bool) -> Tensor:
-        numbers = range(max(self.text_counts, default=0))
-        rows = [[(text < count) == own for text in numbers] for count in self.text_counts]
-        return to_device(rows, self.device, torch.bool).view(self.images, len(numbers), 1)
+    def _padding(self) -> Tensor:
+        """Which rows of a text signal are no text of the image, bool [images, most texts, 1]."""
+        most = max(self.text_counts, default=0)
+        rows = [[text >= count for text in range(most)] for count in self.text_counts]
+        return to_device(rows, self.device, torch.bool).view(self.images, most, 1)
 
 
 @dataclass(frozen=True)

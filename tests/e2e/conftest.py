@@ -1,6 +1,7 @@
 """Real servers, shared by the tests of a session."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ ARGUMENTS = [
     '--limit-mm-per-prompt={"image": 4}',
     "--enable-mm-embeds",
 ]
+
+
+def pytest_configure() -> None:
+    """Several servers are up at a time, and a GiB holds a million tokens of the tiny checkpoint."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

@@ -91,7 +91,7 @@ def start(
             clip_model=checkpoint.clip,
             options=options,
             arguments=ARGUMENTS,
-            environment={**runner.environment, "VLLM_CPU_KVCACHE_SPACE": "1"},
+            environment=runner.environment,
             log=tmp_path_factory.mktemp("caches") / "server.log",
         )
 
@@ -219,7 +219,7 @@ def test_memory_profile_sees_as_many_images_as_a_step_holds_and_every_method(
             str(checkpoint.llava),
             str(checkpoint.clip),
         ],
-        env={**os.environ, **runner.environment, "VLLM_CPU_KVCACHE_SPACE": "1"},
+        env={**os.environ, **runner.environment},
         capture_output=True,
         text=True,
         timeout=300,

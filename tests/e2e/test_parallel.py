@@ -20,7 +20,7 @@ from vllm_litelvlm.demo.server import serve
 from vllm_litelvlm.evaluation.backend import Question
 from vllm_litelvlm.evaluation.transformers_backend import TransformersBackend
 
-TWO_WORKERS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+TWO_WORKERS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
 
 
 def test_tensor_parallel_workers_behind_two_api_servers_answer_as_transformers(

@@ -73,7 +73,6 @@ def steps(
             **os.environ,
             **runner.environment,
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
         },
         capture_output=True,
         text=True,

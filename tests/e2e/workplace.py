@@ -33,7 +33,6 @@ class Workplace:
         environment = {
             **os.environ,
             **self.runner.environment,
-            "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}",
         }
         done = subprocess.run(

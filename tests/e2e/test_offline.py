@@ -97,7 +97,8 @@ def test_async_engine_serves_a_checkpoint_saved_by_transformers_5(
     answers = workplace.run(
         [both], asynchronous=True, engine={"model": str(resaved)}, options=placing
     )
-    assert answers == published
+    for one, other in zip(answers[0], published[0], strict=True):  # batched otherwise
+        assert one == {**other, "logprobs": pytest.approx(other["logprobs"], abs=1e-4)}
     for compact, original in zip(answers[0][::2], answers[0][1::2], strict=True):
         assert compact["logprobs"] != original["logprobs"]
 

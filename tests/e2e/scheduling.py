@@ -7,7 +7,8 @@ import re
 
 from xdist.scheduler import LoadScopeScheduling
 
-#: Files whose tests ask the fixture ``server``, of which a process has one for each model runner.
+#: Files whose tests ask the fixture ``server``, of which a process has one for each model runner;
+#: but for test_parallel, which asks it once and has long tests for another process.
 SHARING = (
     "test_bad_input",
     "test_caches",

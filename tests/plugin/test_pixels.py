@@ -37,6 +37,11 @@ def stored(form: str, mode: str = "RGB", turned: int | None = None) -> bytes:
     return kept.getvalue()
 
 
+def loading_of_stock() -> Any:
+    """What the plugin wraps."""
+    return ImageMediaIO.load_bytes.__wrapped__  # type: ignore[attr-defined]
+
+
 def pixels_of(picture: Picture) -> Tensor:
     """As many bytes as the picture has pixels."""
     image = picture.image
@@ -199,7 +204,7 @@ def test_image_that_is_broken_is_refused_as_by_stock(cache: PixelCache) -> None:
 
 
 def test_damaged_image_fares_as_with_stock_each_time(cache: PixelCache) -> None:
-    stock = ImageMediaIO.load_bytes.__wrapped__  # type: ignore[attr-defined]
+    stock = loading_of_stock()
 
     def fares(load: Any, data: bytes) -> Any:
         try:
@@ -231,7 +236,7 @@ def test_damaged_image_fares_as_with_stock_each_time(cache: PixelCache) -> None:
 
 @pytest.mark.parametrize("first", [None, 1])
 def test_png_may_say_behind_its_pixels_how_it_stands(cache: PixelCache, first: int | None) -> None:
-    stock = ImageMediaIO.load_bytes.__wrapped__  # type: ignore[attr-defined]
+    stock = loading_of_stock()
     turned, plain = stored("PNG", turned=6), stored("PNG", turned=first)
     start = turned.index(b"eXIf") - 4
     chunk = turned[start : turned.index(b"IDAT") - 4]
@@ -258,7 +263,7 @@ def test_image_of_more_pixels_than_allowed_is_refused_undecoded(
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
 def test_image_is_what_stock_decodes(cache: PixelCache, form: str) -> None:
-    stock = ImageMediaIO.load_bytes.__wrapped__  # type: ignore[attr-defined]
+    stock = loading_of_stock()
     for turned in (None, 1, 3, 6):
         for mode in ("RGB", "L", "RGBA", "P"):
             if form == "JPEG" and mode in ("RGBA", "P"):

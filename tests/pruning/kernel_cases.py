@@ -53,6 +53,11 @@ def most_volume(device: str) -> Pairs:
 
     for images, patches, count in [*SIZES, LONGEST]:
         random, tied = torch.rand(images, patches), torch.randint(1, 4, (images, patches)) / 4
+        likeness, broken = cosines(tokens(images, patches, 3)), torch.full_like(random, torch.nan)
+        yield (  # each once, and none outside
+            choose_in_one_launch(likeness.to(device), broken.to(device), count, 1e-5),
+            torch.arange(count).expand(images, -1),
+        )
         for relevance, rows in [
             (random, tokens(images, patches, max(24, count))),
             (random, tokens(images, patches, 3)),  # whose rank is soon used up
@@ -60,10 +65,6 @@ def most_volume(device: str) -> Pairs:
             (torch.ones_like(random), axes(images, patches)),
         ]:
             likeness, each = cosines(rows), torch.arange(images)
-            broken = choose_in_one_launch(
-                likeness.to(device), torch.full_like(relevance, torch.nan).to(device), count, 1e-5
-            )
-            yield broken, torch.arange(count).expand(images, -1)  # each once, and none outside
             yield (
                 choose_in_one_launch(likeness.to(device), relevance.to(device), count, 1e-5),
                 cdpruner.choose_one_by_one(

@@ -2,8 +2,9 @@
 
 vLLM decodes every image of a request before anything looks whether it is known, and copies it once
 more to turn it upright. Here an encoded image is hashed first, once for all that want to know it by
-its bytes; where its pixels are still kept, Pillow decodes it only if someone looks at it after all,
-and one that stands upright is not copied. Whatever is unusual about an image is left to vLLM.
+its bytes; where its pixels are still kept, Pillow decodes it only if someone looks at it after all
+(a PNG always, as it may say at its end how it stands), and one that stands upright is not copied.
+Whatever is unusual about an image is left to vLLM.
 """
 
 import functools

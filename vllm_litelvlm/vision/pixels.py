@@ -59,10 +59,11 @@ class ByteProcessor:
             image = processor.resize(image=image, size=processor.size, resample=processor.resample)
         if processor.do_center_crop:
             image = processor.center_crop(image, processor.crop_size)
-        pixels = np.empty((*image.shape[1:], _CHANNELS), np.uint8)  # as they mostly lie already
+        planes = torch.as_tensor(image)
+        pixels = planes.new_empty((*planes.shape[1:], _CHANNELS))  # as they mostly lie already
         for channel in range(_CHANNELS):
-            pixels[..., channel] = image[channel]
-        return torch.from_numpy(pixels)
+            pixels[..., channel] = planes[channel]
+        return pixels
 
     def _is_exact(self, size: tuple[int, int]) -> bool:
         noise = np.random.default_rng(0).integers(0, _BYTES, (size[1], size[0], 3), dtype=np.uint8)

@@ -187,10 +187,20 @@ class ServerOptions(StrictModel):
         """The most tokens that a request may ask for of an image of ``patches`` tokens."""
         return min(patches, self.max_budget or patches)
 
-    def check_request(self, options: PruningOptions, budget: int) -> None:
+    def fitted_budget(self, options: PruningOptions, tokens: int) -> int:
+        """The budget in tokens for an image whose size decides how many it has: never refused.
+
+        A count of more than the image has is all of them; a fraction stays within the bounds.
+        """
+        if isinstance(options.budget, int):
+            return min(options.budget, tokens)
+        asked = max(options.budget_tokens(tokens), self.min_budget)
+        return min(asked, self.highest_budget(tokens))
+
+    def check_request(self, options: PruningOptions, budget: int | None) -> None:
         """Raise OptionsError where a request's merged options leave the operator's bounds.
 
-        ``budget`` is what they come to, in tokens.
+        ``budget`` is what they come to, in tokens; None where every image has its own.
         """
         if self.methods is not None and options.method not in self.methods:
             raise OptionsError(
@@ -198,7 +208,8 @@ class ServerOptions(StrictModel):
                 f"{', '.join(self.methods)}."
             )
         highest = self.max_budget
-        if budget < self.min_budget or (highest is not None and budget > highest):
+        too_many = budget is not None and highest is not None and budget > highest
+        if too_many or (budget is not None and budget < self.min_budget):
             allowed = f"{self.min_budget} to {'all tokens' if highest is None else highest}"
             raise OptionsError(
                 f"litelvlm option 'budget' comes to {budget} tokens; this server allows {allowed}."
@@ -241,16 +252,20 @@ def parse_request_options(data: object, server: ServerOptions) -> PruningOptions
     return _parse_pruning_options(given, server.defaults)
 
 
-def parse_server_options(data: object) -> ServerOptions:
-    """Parse the value of ``litelvlm`` in ``--additional-config``; None gives the defaults."""
+def parse_server_options(data: object, own: PruningOptions | None = None) -> ServerOptions:
+    """Parse the value of ``litelvlm`` in ``--additional-config``; None gives the defaults.
+
+    ``own``: what requests have by default, where the model has other defaults than others.
+    """
+    own = PruningOptions() if own is None else own
     if data is None:
-        return ServerOptions()
+        return ServerOptions(defaults=own)
     given = _as_mapping(data, "the server's litelvlm options")
-    own = {name: value for name, value in given.items() if name in SERVER_OPTIONS}
+    bounds = {name: value for name, value in given.items() if name in SERVER_OPTIONS}
     pruning = {name: value for name, value in given.items() if name not in SERVER_OPTIONS}
-    defaults = _parse_pruning_options(pruning, PruningOptions())
-    variants = _parse_variants(own.pop("variants", None), defaults)
-    server = parse(ServerOptions, {**own, "defaults": defaults, "variants": variants})
+    defaults = _parse_pruning_options(pruning, own)
+    variants = _parse_variants(bounds.pop("variants", None), defaults)
+    server = parse(ServerOptions, {**bounds, "defaults": defaults, "variants": variants})
     if server.max_budget is not None and server.max_budget < server.min_budget:
         raise OptionsError(
             f"litelvlm option 'max_budget' is {server.max_budget}; "

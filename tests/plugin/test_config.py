@@ -41,8 +41,8 @@ def changed(checkpoint: Checkpoint, folder: Path, **config: Any) -> Checkpoint:
 def test_valid_options_reach_the_model_configuration(checkpoint: Checkpoint) -> None:
     options = {"clip_model": str(checkpoint.clip), "budget": 128, "max_texts": 3, "share": 0.25}
     found = guidance_config(build(checkpoint, options).model_config.hf_config)
-    assert found.clip_model == str(checkpoint.clip)
-    assert found.text_tokens == 77
+    assert found.own["clip_model"] == str(checkpoint.clip)
+    assert found.own["text_tokens"] == 77
     assert found.server.max_texts == 3
     assert found.server.defaults.budget == 128
     assert found.server.defaults.parameters == {"share": 0.25}
@@ -54,9 +54,9 @@ def test_a_model_may_name_its_own_clip(checkpoint: Checkpoint, tmp_path: Path) -
         build(named, {})
     beside = shutil.copytree(checkpoint.clip, named.llava / "its-clip")
     found = guidance_config(build(named, {}).model_config.hf_config)
-    assert found.clip_model == str(beside)
+    assert found.own["clip_model"] == str(beside)
     told = guidance_config(build(named).model_config.hf_config)
-    assert told.clip_model == str(checkpoint.clip)
+    assert told.own["clip_model"] == str(checkpoint.clip)
 
 
 def test_rows_of_positions_are_asked_for_only_by_a_server_that_places_tokens(

@@ -1,4 +1,4 @@
-"""Guidance takes what comes, keeps what does not, and begins anew with the whole tower."""
+"""ClipGuidance takes what comes, keeps what does not, and begins anew with the whole tower."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.errors import WeightsError
 from vllm_litelvlm.plugin.models import weights as module
 from vllm_litelvlm.plugin.models.weights import FollowedWeights
-from vllm_litelvlm.vision.guidance import Guidance
+from vllm_litelvlm.vision.guidance import ClipGuidance
 
 PREFIX = "vision_tower.vision_model.encoder.layers"
 LAST_NORM, FEATURE_NORM = f"{PREFIX}.3.layer_norm1.weight", f"{PREFIX}.2.layer_norm1.weight"
@@ -28,14 +28,14 @@ class Followed:
 
     def __init__(self, checkpoint: Checkpoint, load_format: str = "auto") -> None:
         config = CLIPConfig.from_pretrained(checkpoint.clip)
-        self.guidance = Guidance(config.vision_config, config)
+        self.guidance = ClipGuidance(config.vision_config, config)
         self.guidance.add_text_cache(4)
         self.tensors = load_file(checkpoint.llava / "model.safetensors")
         self.model_config = SimpleNamespace(
             model=str(checkpoint.llava), hf_config=LlavaConfig.from_pretrained(checkpoint.llava)
         )
         given = SimpleNamespace(
-            clip_model=str(checkpoint.clip), server=SimpleNamespace(clip_model=None)
+            own={"clip_model": str(checkpoint.clip)}, server=SimpleNamespace(clip_model=None)
         )
         self.weights = FollowedWeights(
             self.guidance,
@@ -229,5 +229,5 @@ def test_static_activation_scales_are_refused_by_name(checkpoint: Checkpoint) ->
 
 
 def test_guidance_is_no_part_of_a_models_module_tree() -> None:
-    assert not issubclass(Guidance, nn.Module)
+    assert not issubclass(ClipGuidance, nn.Module)
     assert not issubclass(module.FollowedWeights, nn.Module)

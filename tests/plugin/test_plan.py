@@ -15,9 +15,10 @@ from vllm_litelvlm.options import ServerOptions, parse_request_options, parse_se
 from vllm_litelvlm.plugin.config import settle_options
 from vllm_litelvlm.plugin.parcel import Parcel, pack
 from vllm_litelvlm.plugin.plan import Plan, WorkOrder
-from vllm_litelvlm.plugin.processor import LiteLVLMProcessor
+from vllm_litelvlm.plugin.processor import PruningProcessor
 from vllm_litelvlm.pruning.keep_all import KeepAll
 from vllm_litelvlm.pruning.registry import method_names
+from vllm_litelvlm.pruning.traits import Traits
 
 
 def decide(**options: Any) -> Plan:
@@ -169,14 +170,15 @@ def settle(turns: _Turns, server: dict[str, Any] | None = None, **options: Any) 
     """The processor's decision for a request with an image, without an engine."""
     bounds = parse_server_options(server or {})
     processor = SimpleNamespace(
-        _patches=576,
+        traits=Traits("LLaVA-1.5", tokens=576),
         _image_token_id=7,
-        _guidance=SimpleNamespace(server=bounds),
+        settings=SimpleNamespace(server=bounds),
         _reader=turns,
     )
-    processor._texts = partial(LiteLVLMProcessor._texts, processor)
-    settled = settle_options(options, bounds, processor._patches)
-    layout = LiteLVLMProcessor._lay_out(processor, settled, bounds, [1, 7], [None], None)
+    processor._texts = partial(PruningProcessor._texts, processor)
+    said, focus = settle_options(options, bounds, processor.traits)
+    plans = [Plan.decide(said, 576, traits=processor.traits)]
+    layout = PruningProcessor._lay_out(processor, said, focus, bounds, [1, 7], plans, None)
     [item] = layout.items
     return item.plan
 

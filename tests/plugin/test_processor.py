@@ -21,7 +21,7 @@ from tests.pruning.helpers import random_signals
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.plugin.models.llava import LiteLVLMLlava
 from vllm_litelvlm.plugin.parcel import Parcel
-from vllm_litelvlm.plugin.processor import PARCELS_FIELD
+from vllm_litelvlm.plugin.processor import PARCELS_FIELD, _items
 from vllm_litelvlm.plugin.profile import Profile
 from vllm_litelvlm.pruning.base import Signal
 from vllm_litelvlm.pruning.registry import method_names
@@ -159,7 +159,7 @@ def test_guide_all_takes_the_latest_turns_when_there_are_too_many(
 
 def test_named_picture_that_nobody_has_is_refused_without_vllms_cache(processor: Any) -> None:
     with pytest.raises(VLLMValidationError, match="its data is not provided and not in any cache"):
-        processor._call_hf_processor({"images": [None]}, {"litelvlm": []})
+        processor._apply_hf_processor_main(_items([None]), {"litelvlm": []})
 
 
 def test_pixels_are_kept_until_vllm_clears_its_cache(build: Any) -> None:
@@ -229,14 +229,17 @@ def test_pixels_of_a_request_with_arguments_of_its_own_travel_as_numbers(
 
 def test_step_of_bytes_and_numbers_is_one_tensor_of_numbers(processor: Any) -> None:
     values = PixelValues(processor.bytes_of, torch.float32)
-    model = SimpleNamespace(litelvlm_pixels=values)
+    model = SimpleNamespace(litelvlm_pixels=values, litelvlm_patches=576)
     model.litelvlm_numbers = partial(LiteLVLMLlava.litelvlm_numbers, model)
+
+    def together(fields: Any) -> torch.Tensor:
+        return LiteLVLMLlava.litelvlm_media(model, {"pixel_values": fields}).pixels
+
     pixels = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
     numbers = torch.randn(2, 1, 3, 8, 8)
-    together = LiteLVLMLlava._together
-    assert together(model, pixels) is pixels
-    assert torch.equal(together(model, numbers), numbers[:, 0])
-    mixed = together(model, [pixels[0], numbers[1], pixels[1]])
+    assert together(pixels) is pixels
+    assert torch.equal(together(numbers), numbers[:, 0])
+    mixed = together([pixels[0], numbers[1], pixels[1]])
     assert torch.equal(mixed, torch.stack([values(pixels)[0], numbers[1, 0], values(pixels)[1]]))
 
 

@@ -17,14 +17,14 @@ from vllm_litelvlm.vision.checkpoint import (
     default_clip_model,
     read_clip_config,
 )
-from vllm_litelvlm.vision.guidance import Guidance
+from vllm_litelvlm.vision.guidance import ClipGuidance
 from vllm_litelvlm.vision.weights import ClipWeights, TowerTap
 
 
 @pytest.fixture
-def guidance(checkpoint: Checkpoint) -> Guidance:
+def guidance(checkpoint: Checkpoint) -> ClipGuidance:
     config = CLIPConfig.from_pretrained(checkpoint.clip)
-    return Guidance(config.vision_config, config)
+    return ClipGuidance(config.vision_config, config)
 
 
 def changed_clip(checkpoint: Checkpoint, folder: Path, name: str, tensor: Any) -> str:
@@ -49,7 +49,7 @@ def changed_clip(checkpoint: Checkpoint, folder: Path, name: str, tensor: Any) -
     ],
 )
 def test_missing_tensor_is_named_with_where_it_was_looked_for(
-    checkpoint: Checkpoint, guidance: Guidance, tmp_path: Path, name: str
+    checkpoint: Checkpoint, guidance: ClipGuidance, tmp_path: Path, name: str
 ) -> None:
     clip = changed_clip(checkpoint, tmp_path, name, None)
     with pytest.raises(WeightsError) as raised:
@@ -58,7 +58,7 @@ def test_missing_tensor_is_named_with_where_it_was_looked_for(
     assert f"'{name}' is neither in the model's checkpoint nor in the CLIP at '{clip}'" in message
 
 
-def test_misshapen_tensor_is_named(checkpoint: Checkpoint, guidance: Guidance) -> None:
+def test_misshapen_tensor_is_named(checkpoint: Checkpoint, guidance: ClipGuidance) -> None:
     name = "vision_model.post_layernorm.bias"
     with pytest.raises(WeightsError, match=rf"{name}.*model's checkpoint has shape \[3\].*\[64\]"):
         ClipWeights(guidance.scorer, guidance.text_tower).load(
@@ -67,7 +67,7 @@ def test_misshapen_tensor_is_named(checkpoint: Checkpoint, guidance: Guidance) -
 
 
 def test_misshapen_tensor_of_the_clip_is_not_taken_for_a_loaded_one(
-    checkpoint: Checkpoint, guidance: Guidance, tmp_path: Path
+    checkpoint: Checkpoint, guidance: ClipGuidance, tmp_path: Path
 ) -> None:
     clip = changed_clip(checkpoint, tmp_path, "visual_projection.weight", torch.zeros(5, 64))
     shapes = (
@@ -79,7 +79,7 @@ def test_misshapen_tensor_of_the_clip_is_not_taken_for_a_loaded_one(
 
 @pytest.mark.parametrize("damage", ["without weights", "corrupt"])
 def test_clip_whose_weights_cannot_be_read_is_refused(
-    checkpoint: Checkpoint, guidance: Guidance, tmp_path: Path, damage: str
+    checkpoint: Checkpoint, guidance: ClipGuidance, tmp_path: Path, damage: str
 ) -> None:
     clip = Path(shutil.copytree(checkpoint.clip, tmp_path / "clip"))
     if damage == "corrupt":
@@ -99,7 +99,7 @@ def test_text_tower_goes_by_the_outer_projection_width(
     (clip / "config.json").write_text(json.dumps(fields))
     tower = CLIPConfig.from_pretrained(checkpoint.clip).vision_config
     config = read_clip_config(str(clip), tower)
-    built = Guidance(tower, config)
+    built = ClipGuidance(tower, config)
     ClipWeights(built.scorer, built.text_tower).load({}, str(clip))
 
 
@@ -112,7 +112,9 @@ def test_configuration_that_cannot_be_read_is_refused(tmp_path: Path, content: s
         read_clip_config(str(tmp_path), CLIPVisionConfig())
 
 
-def test_model_checkpoint_comes_before_the_clip(checkpoint: Checkpoint, guidance: Guidance) -> None:
+def test_model_checkpoint_comes_before_the_clip(
+    checkpoint: Checkpoint, guidance: ClipGuidance
+) -> None:
     name = "vision_model.post_layernorm.bias"
     tower = {name: torch.full((64,), 7.0)}
     ClipWeights(guidance.scorer, guidance.text_tower).load(tower, str(checkpoint.clip))
@@ -124,7 +126,7 @@ def test_model_checkpoint_comes_before_the_clip(checkpoint: Checkpoint, guidance
 @pytest.mark.parametrize("prefix", ["", "model."])
 @pytest.mark.parametrize("level", ["", "vision_model."])
 def test_tower_tensors_are_found_under_every_published_name(
-    guidance: Guidance, prefix: str, level: str
+    guidance: ClipGuidance, prefix: str, level: str
 ) -> None:
     tap = TowerTap(guidance.scorer.clip_names().values())
     wanted = f"{prefix}vision_tower.{level}encoder.layers.3.layer_norm1.weight"
@@ -239,7 +241,7 @@ def test_configuration_without_a_tower_is_refused() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_tap_keeps_a_copy_and_passes_the_tensor_itself(
-    guidance: Guidance, dtype: torch.dtype
+    guidance: ClipGuidance, dtype: torch.dtype
 ) -> None:
     tap = TowerTap(guidance.scorer.clip_names().values())
     tensor = torch.ones(64, dtype=dtype)
@@ -259,14 +261,14 @@ def test_tap_keeps_a_copy_and_passes_the_tensor_itself(
         "multi_modal_projector.linear_1.weight",
     ],
 )
-def test_tap_leaves_other_names_alone(guidance: Guidance, name: str) -> None:
+def test_tap_leaves_other_names_alone(guidance: ClipGuidance, name: str) -> None:
     tap = TowerTap(guidance.scorer.clip_names().values())
     assert [passed for passed, _ in tap([(name, torch.ones(64))])] == [name]
     assert not tap.found
 
 
 def test_tap_finds_everything_of_the_tower_in_a_published_checkpoint(
-    checkpoint: Checkpoint, guidance: Guidance
+    checkpoint: Checkpoint, guidance: ClipGuidance
 ) -> None:
     tap = TowerTap(guidance.scorer.clip_names().values())
     weights = load_file(checkpoint.llava / "model.safetensors")
@@ -283,7 +285,7 @@ def test_tap_finds_everything_of_the_tower_in_a_published_checkpoint(
 
 
 def test_clip_saved_by_old_versions_is_read(
-    checkpoint: Checkpoint, guidance: Guidance, tmp_path: Path
+    checkpoint: Checkpoint, guidance: ClipGuidance, tmp_path: Path
 ) -> None:
     """As the published files are: pickled, with the positions that are no parameters any more."""
     copy = Path(shutil.copytree(checkpoint.clip, tmp_path / "clip"))

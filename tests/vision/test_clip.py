@@ -12,7 +12,7 @@ from transformers import AutoProcessor, CLIPModel, CLIPTextConfig, CLIPTextModel
 from tests.vision.made_up import MadeUpImages
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.pruning.base import Signal, Signals
-from vllm_litelvlm.vision.guidance import Guidance
+from vllm_litelvlm.vision.guidance import ClipGuidance
 from vllm_litelvlm.vision.text import ClipTextTokenizer, ClipTextTower
 from vllm_litelvlm.vision.weights import ClipWeights
 
@@ -27,8 +27,8 @@ def clip(checkpoint: Checkpoint) -> Any:
 
 
 @pytest.fixture(scope="module")
-def guidance(checkpoint: Checkpoint, clip: Any) -> Guidance:
-    built = Guidance(clip.config.vision_config, clip.config)
+def guidance(checkpoint: Checkpoint, clip: Any) -> ClipGuidance:
+    built = ClipGuidance(clip.config.vision_config, clip.config)
     ClipWeights(built.scorer, built.text_tower).load({}, str(checkpoint.clip))
     return built
 
@@ -43,7 +43,7 @@ def seen(checkpoint: Checkpoint, clip: Any, photographs: Sequence[Image.Image]) 
 
 
 @pytest.fixture(scope="module")
-def signals(checkpoint: Checkpoint, guidance: Guidance, seen: Any) -> Signals:
+def signals(checkpoint: Checkpoint, guidance: ClipGuidance, seen: Any) -> Signals:
     tokenizer = ClipTextTokenizer(str(checkpoint.clip), 77)
     ids = [tokenizer(texts) if texts else torch.zeros(0, 1).int() for texts in TEXT_SETS]
     return guidance.signals(MadeUpImages(*seen.hidden_states[-2:-4:-1]), ids, SCORES)
@@ -155,14 +155,14 @@ def test_cls_attention_is_that_of_the_last_layer_that_the_tower_runs(
     torch.testing.assert_close(signals[Signal.CLS_ATTENTION], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_only_needed_signals_are_computed(guidance: Guidance, seen: Any) -> None:
+def test_only_needed_signals_are_computed(guidance: ClipGuidance, seen: Any) -> None:
     ids = [torch.zeros(0, 1).int()] * 3
     found = guidance.signals(MadeUpImages(seen.hidden_states[-2]), ids, frozenset({Signal.CONTEXT}))
     assert set(found.values) == {Signal.FEATURES, Signal.CONTEXT}
 
 
 def test_equal_texts_are_embedded_once(
-    checkpoint: Checkpoint, guidance: Guidance, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, guidance: ClipGuidance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedded: list[int] = []
     stock = guidance.text_tower.forward
@@ -211,7 +211,7 @@ def test_end_token_is_pooled_and_padding_has_no_influence(legacy: bool) -> None:
 
 
 @pytest.fixture(scope="module")
-def uneven(clip: Any, seen: Any) -> tuple[Any, Guidance]:
+def uneven(clip: Any, seen: Any) -> tuple[Any, ClipGuidance]:
     """A CLIP whose norms are not the identity, in double precision, and guidance filled from it.
 
     Fresh norms scale by one, so that one taken for another would go unnoticed.
@@ -223,7 +223,7 @@ def uneven(clip: Any, seen: Any) -> tuple[Any, Guidance]:
             if isinstance(module, torch.nn.LayerNorm):
                 module.weight.uniform_(0.5, 2)
                 module.bias.normal_(std=0.3)
-    built = Guidance(clip.config.vision_config, clip.config)
+    built = ClipGuidance(clip.config.vision_config, clip.config)
     for part in (built.scorer, built.text_tower):
         names = part.clip_names()
         tensors = double.state_dict()
@@ -233,7 +233,7 @@ def uneven(clip: Any, seen: Any) -> tuple[Any, Guidance]:
 
 
 def test_every_norm_and_projection_is_in_its_own_place(
-    checkpoint: Checkpoint, uneven: tuple[Any, Guidance], photographs: Sequence[Image.Image]
+    checkpoint: Checkpoint, uneven: tuple[Any, ClipGuidance], photographs: Sequence[Image.Image]
 ) -> None:
     double, built = uneven
     processor = AutoProcessor.from_pretrained(checkpoint.clip)
@@ -267,7 +267,7 @@ def test_every_norm_and_projection_is_in_its_own_place(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_scores_are_computed_in_float32_whatever_the_towers_dtype(
-    guidance: Guidance, seen: Any, dtype: torch.dtype
+    guidance: ClipGuidance, seen: Any, dtype: torch.dtype
 ) -> None:
     hidden, feature_input = seen.hidden_states[-2].to(dtype), seen.hidden_states[-3].to(dtype)
     ids = [torch.tensor([[1971, 300, 1972]])] * 3
@@ -279,7 +279,7 @@ def test_scores_are_computed_in_float32_whatever_the_towers_dtype(
 
 
 def test_image_alone_gets_the_scores_that_it_gets_in_a_batch(
-    checkpoint: Checkpoint, guidance: Guidance, seen: Any, signals: Signals
+    checkpoint: Checkpoint, guidance: ClipGuidance, seen: Any, signals: Signals
 ) -> None:
     ids = ClipTextTokenizer(str(checkpoint.clip), 77)(TEXT_SETS[2])
     hidden, feature_input = seen.hidden_states[-2][2:], seen.hidden_states[-3][2:]
@@ -289,7 +289,7 @@ def test_image_alone_gets_the_scores_that_it_gets_in_a_batch(
 
 
 def test_texts_padded_to_another_length_are_the_same_text(
-    checkpoint: Checkpoint, guidance: Guidance, seen: Any
+    checkpoint: Checkpoint, guidance: ClipGuidance, seen: Any
 ) -> None:
     tokenizer = ClipTextTokenizer(str(checkpoint.clip), 77)
     short = tokenizer(["a dog"])

@@ -1,4 +1,4 @@
-"""Guidance with caches: what is computed when, and that nothing else changes."""
+"""ClipGuidance with caches: what is computed when, and that nothing else changes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from transformers import CLIPModel
 from tests.vision.made_up import MadeUpImages
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.pruning.base import Signal, Signals
-from vllm_litelvlm.vision.guidance import Guidance
+from vllm_litelvlm.vision.guidance import ClipGuidance
 from vllm_litelvlm.vision.text import ClipTextTokenizer
 from vllm_litelvlm.vision.weights import ClipWeights
 
@@ -24,8 +24,10 @@ IMAGE_BYTES = 577 * 64 * 4 + 576 * 4
 def build(checkpoint: Checkpoint) -> Any:
     config = CLIPModel.config_class.from_pretrained(checkpoint.clip)
 
-    def guidance(images: float = 0, texts: int = 0, needs: frozenset[Signal] = NEEDS) -> Guidance:
-        built = Guidance(config.vision_config, config)
+    def guidance(
+        images: float = 0, texts: int = 0, needs: frozenset[Signal] = NEEDS
+    ) -> ClipGuidance:
+        built = ClipGuidance(config.vision_config, config)
         ClipWeights(built.scorer, built.text_tower).load({}, str(checkpoint.clip))
         built.add_feature_cache(int(images * IMAGE_BYTES), torch.float32, needs)
         built.add_text_cache(texts)

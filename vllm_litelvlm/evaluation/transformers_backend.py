@@ -25,7 +25,7 @@ from vllm_litelvlm.pruning.registry import (
 )
 from vllm_litelvlm.vision.checkpoint import find_clip_model, read_clip_config
 from vllm_litelvlm.vision.frame import Frame, window
-from vllm_litelvlm.vision.guidance import Guidance
+from vllm_litelvlm.vision.guidance import ClipGuidance
 from vllm_litelvlm.vision.text import ClipTextTokenizer
 from vllm_litelvlm.vision.weights import ClipWeights
 
@@ -40,7 +40,7 @@ class TransformersBackend:
         llava: hub name or folder of a LLaVA-1.5 checkpoint.
         clip_model: the CLIP that its tower was taken from; by default the one that the checkpoint
             names, or the published one.
-        dtype: of the model; by default the checkpoint's own. Guidance is always float32.
+        dtype: of the model; by default the checkpoint's own. ClipGuidance is always float32.
         device: by default the GPU, where there is one.
 
     Raises WeightsError or CompatibilityError for checkpoints that do not fit.
@@ -60,7 +60,7 @@ class TransformersBackend:
         clip_model = find_clip_model(given, self._llava.config, str(llava))
         clip = read_clip_config(clip_model, tower)
         with place:
-            self._guidance = Guidance(tower, clip, self._llava.model.dtype)
+            self._guidance = ClipGuidance(tower, clip, self._llava.model.dtype)
         weights = ClipWeights(self._guidance.scorer, self._guidance.text_tower)
         weights.load(self._llava.tower_tensors, clip_model)
         text_tokens = clip.text_config.max_position_embeddings

@@ -15,7 +15,7 @@ from vllm_litelvlm.options import OPTIONS_KEY
 from vllm_litelvlm.plugin.asked import VARIANT_KEY, Variant, noted
 from vllm_litelvlm.plugin.conversation import CONVERSATION_KEY, Conversation
 from vllm_litelvlm.plugin.refusal import FIELD, refusal, refusals, refuse_bare
-from vllm_litelvlm.plugin.served import MODELS, is_ours
+from vllm_litelvlm.plugin.served import MODELS, family_of, is_ours
 from vllm_litelvlm.plugin.trace import TRACE
 from vllm_litelvlm.plugin.wrap import check_version, wrap
 
@@ -122,10 +122,11 @@ def _with_conversation(renderer: Any, conversation: Any, params: Any, prompt: An
     if not (is_ours(renderer) and "multi_modal_data" in prompt):
         return prompt
     config, tokenizer = renderer.model_config, renderer.get_tokenizer()
+    image_token = family_of(config).image_token(config.hf_config)
     settings = {**params.get_apply_chat_template_kwargs(), "tokenize": False}
     kept = Conversation(
         conversation,
-        image_token=tokenizer.convert_ids_to_tokens(config.hf_config.image_token_index),
+        image_token=tokenizer.convert_ids_to_tokens(image_token),
         special_tokens=tokenizer.all_special_tokens,
         render=functools.partial(safe_apply_chat_template, config, **settings),
     )
@@ -187,9 +188,8 @@ def check_unused(model_config: Any, options: object, variant: str | None) -> Non
     if options is None:
         return
     from vllm_litelvlm.plugin.config import guidance_config, settle_options
-    from vllm_litelvlm.vision.clip import patch_count
 
     config = model_config.hf_config
     with refusals():
         server = guidance_config(config).server.of(variant)
-        settle_options(options, server, patch_count(config.vision_config))
+        settle_options(options, server, family_of(model_config).traits(config))

@@ -1,7 +1,7 @@
 """The server's options: validated once at start, then carried to every process."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vllm import envs
@@ -20,18 +20,11 @@ from vllm_litelvlm.options import (
     parse_server_options,
 )
 from vllm_litelvlm.plugin.plan import Plan
-from vllm_litelvlm.plugin.positions import ROWS
-from vllm_litelvlm.pruning.registry import build_pruner, pruner_class, settle_focus
-from vllm_litelvlm.vision.checkpoint import (
-    CONFIG_KEY,
-    check_tower,
-    find_clip_model,
-    read_clip_config,
-)
-from vllm_litelvlm.vision.clip import patch_count
+from vllm_litelvlm.plugin.served import family_of
+from vllm_litelvlm.pruning.registry import build_pruner, pruner_class, pruner_for, settle_focus
+from vllm_litelvlm.pruning.traits import Traits
+from vllm_litelvlm.vision.checkpoint import CONFIG_KEY
 
-#: What makes vLLM keep rows of positions a request; the language model's own embedding is not told.
-_SECTIONS = [1] * ROWS
 #: What vLLM takes on a CPU.
 _CPU_BLOCK = 128
 
@@ -40,18 +33,17 @@ _CPU_BLOCK = 128
 class GuidanceConfig:
     """What the processor and the model need to know.
 
-    ``clip_model`` is a hub name or an absolute folder, ``text_tokens`` how many tokens its text
-    tower reads, ``block`` how many tokens a block of the prefix cache has, 0 without one.
+    ``own`` is what the model's family prepared, ``block`` how many tokens a block of the prefix
+    cache has, 0 without one.
     """
 
     server: ServerOptions
-    clip_model: str
-    text_tokens: int
+    own: Mapping[str, Any]
     block: int
 
 
 class LiteLVLMConfigHook(VerifyAndUpdateConfig):
-    """vLLM calls this for every LLaVA model, before any engine process starts."""
+    """vLLM calls this for every model of ours, before any engine process starts."""
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
@@ -61,29 +53,26 @@ class LiteLVLMConfigHook(VerifyAndUpdateConfig):
         """
         model_config = vllm_config.model_config
         config = model_config.hf_config
-        check_tower(config)
+        family = family_of(model_config)
+        family.check(vllm_config)
         _check_engine(vllm_config)
         additional = vllm_config.additional_config
         given = additional.get(OPTIONS_KEY) if isinstance(additional, dict) else None
-        server = parse_server_options(given)
-        tower = config.vision_config
-        patches = patch_count(tower)
-        _check_defaults(server, patches)
-        _check_step(vllm_config.scheduler_config, server.highest_budget(patches))
-        clip_model = find_clip_model(server.clip_model, config, model_config.model)
-        clip_config = read_clip_config(clip_model, tower)
-        if Path(clip_model).is_dir():
-            clip_model = str(Path(clip_model).resolve())
+        server = parse_server_options(given, family.defaults)
+        traits = family.traits(config)
+        _check_defaults(server, traits)
+        if traits.tokens is not None:
+            _check_step(vllm_config.scheduler_config, server.highest_budget(traits.tokens))
+        own = family.prepare(server, model_config)
         if server.original_positions:
-            _install_positions(vllm_config)
+            family.install_positions(vllm_config)
         # Plain JSON: vLLM hashes and pickles it.
         setattr(
             config,
             CONFIG_KEY,
             {
                 "server": server.model_dump(),
-                "clip_model": clip_model,
-                "text_tokens": clip_config.text_config.max_position_embeddings,
+                "own": own,
                 "block": _prefix_block(vllm_config.cache_config),
             },
         )
@@ -102,28 +91,31 @@ def guidance_config(config: Any) -> GuidanceConfig:
         )
     return GuidanceConfig(
         server=ServerOptions.model_validate(carried["server"]),
-        clip_model=carried["clip_model"],
-        text_tokens=carried["text_tokens"],
+        own=carried["own"],
         block=carried["block"],
     )
 
 
 def settle_options(
-    asked: object, server: ServerOptions, patches: int
-) -> tuple[PruningOptions, Plan, int]:
-    """A request's options, with the plan and the focus that an image has by them, all of it shown.
+    asked: object, server: ServerOptions, traits: Traits
+) -> tuple[PruningOptions, int]:
+    """A request's options, and the tokens of the focus that an image has by them, all of it shown.
 
     Raises OptionsError for what is not allowed.
     """
     options = parse_request_options(asked, server)
-    return options, *_settle(options, server, patches)
+    return options, _settle(options, server, traits)
 
 
-def _settle(options: PruningOptions, server: ServerOptions, patches: int) -> tuple[Plan, int]:
-    plan = Plan.decide(options, patches)
+def _settle(options: PruningOptions, server: ServerOptions, traits: Traits) -> int:
+    if traits.tokens is None:
+        pruner_for(options, traits)
+        server.check_request(options, options.budget if isinstance(options.budget, int) else None)
+        return 0
+    plan = Plan.decide(options, traits.tokens, traits=traits)
     focus = settle_focus(options, plan.pruner, plan.budget)
     server.check_request(options, plan.budget)
-    return plan, focus
+    return focus
 
 
 def served_variants(model_config: ModelConfig) -> dict[str, str | None]:
@@ -191,35 +183,13 @@ def _prefix_block(cache: CacheConfig) -> int:
     return _CPU_BLOCK if current_platform.is_cpu() else int(cache.DEFAULT_BLOCK_SIZE)
 
 
-def _install_positions(vllm_config: VllmConfig) -> None:
-    """Have vLLM ask the model for positions, and hand it the pruned tokens to place them by.
-
-    Its switch for that second half is named for videos, of which these models have none.
-    """
-    speculative = vllm_config.speculative_config
-    if speculative is not None and (speculative.use_eagle() or speculative.uses_draft_model()):
-        raise CompatibilityError(
-            "litelvlm's positions 'original' do not reach draft models; leave "
-            "--speculative-config or the option out."
-        )
-    if vllm_config.parallel_config.pipeline_parallel_size > 1:
-        raise CompatibilityError(
-            "litelvlm's positions 'original' reach the first stage of a pipeline alone; leave "
-            "--pipeline-parallel-size or the option out."
-        )
-    model_config = vllm_config.model_config
-    model_config.hf_config.mrope_section = _SECTIONS
-    assert model_config.multimodal_config is not None
-    model_config.multimodal_config.video_pruning_rate = 0.5
-
-
-def _check_defaults(server: ServerOptions, patches: int) -> None:
+def _check_defaults(server: ServerOptions, traits: Traits) -> None:
     """A default that every request would be refused for is an error at start, a variant too."""
     for method in server.methods or ():
         pruner_class(method)  # one that is unknown is refused
     for name, options in server.sets.items():
         try:
             build_pruner(options.method, options.parameters, (*COMMON_OPTIONS, *SERVER_OPTIONS))
-            _settle(options, server, patches)
+            _settle(options, server, traits)
         except OptionsError as error:
             raise OptionsError(f"Variant {name!r}: {error}" if name else str(error)) from None

@@ -5,7 +5,7 @@ with its text: under another text it would have the same image preprocessed agai
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -17,6 +17,8 @@ from vllm_litelvlm.plugin.metrics import count_pixels
 from vllm_litelvlm.pruning.window import Window
 from vllm_litelvlm.vision.frame import padded, size, window
 
+#: What a picture is to a model: a tensor, or several by name.
+Pixels = Tensor | Mapping[str, Tensor]
 #: How many of the names that clients gave to images are remembered.
 _NAMES = 16_384
 
@@ -47,10 +49,20 @@ class Picture:
         self.name = None if name is None else self._digest(name=name)
         named = image is None and self.name is not None
         self._known = kept.key_of(self.name) if named else None
-        #: The patches that show it, where padding is all that others show.
-        self.window = kept.window_of(self.name) if named else None
-        if padding is not None and image is not None:
-            self.window = window(size(self._plain), grid)
+        self._known_size = kept.size_of(self.name) if named else None
+        self._grid = grid
+
+    @cached_property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height; None where only a name was sent that nobody knows."""
+        return self._known_size if self._given is None else size(self._plain)
+
+    @property
+    def window(self) -> Window | None:
+        """The patches that show it, where padding is all that others show."""
+        if self._padding is None or self.size is None:
+            return None
+        return window(self.size, self._grid)
 
     @property
     def encoded(self) -> str | None:
@@ -90,8 +102,16 @@ class Picture:
 class _Kept:
     """``encoded`` as :attr:`Picture.encoded`."""
 
-    pixels: Tensor
+    pixels: Pixels
     encoded: str | None
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What a picture's name stood for last."""
+
+    key: bytes
+    size: tuple[int, int] | None
 
 
 class PixelCache:
@@ -108,14 +128,14 @@ class PixelCache:
         self._bytes = 0
         self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
         self._encoded: set[str] = set()
-        self._names: OrderedDict[str | None, tuple[bytes | None, Window | None]] = OrderedDict()
+        self._names: OrderedDict[str | None, _Named] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def get(
-        self, pictures: Sequence[Picture], preprocess: Callable[[Picture], Tensor]
-    ) -> list[Tensor]:
+        self, pictures: Sequence[Picture], preprocess: Callable[[Picture], Pixels]
+    ) -> list[Any]:
         """Pixels of every picture; ``preprocess`` makes those that are not kept."""
         keys = [picture.key for picture in pictures]
         there = {key: self._kept[key].pixels for key in keys if key in self._kept}
@@ -132,13 +152,13 @@ class PixelCache:
 
     def key_of(self, name: str | None) -> bytes | None:
         """The key of the picture that last had a name, if its pixels are still there."""
-        key, _ = self._names.get(name, (None, None))
-        return key if key in self._kept else None
+        named = self._names.get(name)
+        return named.key if named is not None and named.key in self._kept else None
 
-    def window_of(self, name: str | None) -> Window | None:
-        """The window of the picture that last had a name: vLLM may still have its pixels."""
-        _, found = self._names.get(name, (None, None))
-        return found
+    def size_of(self, name: str | None) -> tuple[int, int] | None:
+        """The size of the picture that last had a name: vLLM may still have its pixels."""
+        named = self._names.get(name)
+        return None if named is None else named.size
 
     def clear(self) -> None:
         """Forget all pixels and names."""
@@ -147,17 +167,17 @@ class PixelCache:
         self._names.clear()
         self._bytes = 0
 
-    def _keep(self, picture: Picture, pixels: Tensor) -> None:
+    def _keep(self, picture: Picture, pixels: Pixels) -> None:
         if picture.name is not None:
-            self._names[picture.name] = picture.key, picture.window
+            self._names[picture.name] = _Named(picture.key, picture.size)
             self._names.move_to_end(picture.name)
             if len(self._names) > _NAMES:
                 self._names.popitem(last=False)
         if picture.key in self._kept:
             self._kept.move_to_end(picture.key)
-        elif pixels.nbytes <= self._max_bytes:
+        elif _nbytes(pixels) <= self._max_bytes:
             self._kept[picture.key] = _Kept(pixels, picture.encoded)
-            self._bytes += pixels.nbytes
+            self._bytes += _nbytes(pixels)
             if picture.encoded is not None:
                 self._encoded.add(picture.encoded)
             while self._bytes > self._max_bytes:
@@ -165,6 +185,10 @@ class PixelCache:
 
     def _drop_oldest(self) -> None:
         _, oldest = self._kept.popitem(last=False)
-        self._bytes -= oldest.pixels.nbytes
+        self._bytes -= _nbytes(oldest.pixels)
         if oldest.encoded is not None:
             self._encoded.discard(oldest.encoded)
+
+
+def _nbytes(pixels: Pixels) -> int:
+    return pixels.nbytes if isinstance(pixels, Tensor) else sum(map(_nbytes, pixels.values()))

@@ -19,6 +19,7 @@ from vllm_litelvlm.pruning.base import Pruner
 from vllm_litelvlm.pruning.keep_all import KeepAll
 from vllm_litelvlm.pruning.order import Layer, Order
 from vllm_litelvlm.pruning.registry import build_pruner, method_version, settle
+from vllm_litelvlm.pruning.traits import ANY, Traits
 from vllm_litelvlm.pruning.window import Window
 
 
@@ -41,13 +42,19 @@ class Plan:
     version: str = __version__
 
     @classmethod
-    def decide(cls, options: PruningOptions, patches: int, window: Window | None = None) -> "Plan":
+    def decide(
+        cls,
+        options: PruningOptions,
+        patches: int,
+        window: Window | None = None,
+        traits: Traits = ANY,
+    ) -> "Plan":
         """Settle a request's options, for an image of ``patches`` tokens; texts are still to come.
 
         ``window``: those that show the picture, where others do not. What has no influence is left
         out, so that it does not split the caches. Raises OptionsError for what is not allowed.
         """
-        pruner, budget = settle(options, patches, window)
+        pruner, budget = settle(options, patches, window, traits)
         whole = window is None and isinstance(pruner, KeepAll)
         return cls(
             pruner.name,

@@ -1,11 +1,35 @@
 """Which models the plugin serves."""
 
-from typing import Any
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm_litelvlm.plugin.family import Family
+
+_QWEN = "vllm_litelvlm.plugin.models.qwen_vl"
 
 #: Architecture in a checkpoint's config.json to the class that serves it.
-MODELS = {"LlavaForConditionalGeneration": "vllm_litelvlm.plugin.models.llava:LiteLVLMLlava"}
+MODELS = {
+    "LlavaForConditionalGeneration": "vllm_litelvlm.plugin.models.llava:LiteLVLMLlava",
+    "Qwen2_5_VLForConditionalGeneration": f"{_QWEN}:LiteLVLMQwen25VL",
+    "Qwen3VLForConditionalGeneration": f"{_QWEN}:LiteLVLMQwen3VL",
+}
 
 
 def is_ours(holder: Any) -> bool:
     """Whether the model of what has a ``model_config`` is one that we serve."""
     return not MODELS.keys().isdisjoint(holder.model_config.architectures)
+
+
+def family_of(model_config: Any) -> "Family":
+    """The family of a model that is ours."""
+    return family(next(name for name in model_config.architectures if name in MODELS))
+
+
+@cache
+def family(architecture: str) -> "Family":
+    """The family of an architecture that is ours; imports vLLM's class for it."""
+    module, _, name = MODELS[architecture].partition(":")
+    found: Family = getattr(import_module(module), name).litelvlm_family
+    return found

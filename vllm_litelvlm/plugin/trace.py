@@ -23,17 +23,17 @@ def trace_selections(
     orders: Sequence[WorkOrder],
     text_ids: Sequence[Tensor],
     selections: Sequence[Selection] | None,
-    patches: int,
+    tokens: Sequence[int],
 ) -> None:
     """Append one line an image: method, budget, layer, text ids, kept indices, which guided.
 
-    Without ``selections`` all ``patches`` of every image were kept.
+    Without ``selections`` all ``tokens`` of every image were kept.
     """
     path = os.environ.get(TRACE)
     if not path:
         return
     chosen = (
-        [(list(range(patches)), [False] * patches)] * len(orders)
+        [(list(range(count)), [False] * count) for count in tokens]
         if selections is None
         else [(one.indices.tolist(), one.guided.tolist()) for one in selections]
     )

@@ -29,7 +29,8 @@ class Signal(StrEnum):
     run; "the feature layer" is the one before, whose output LLaVA reads.
     """
 
-    #: Output of the feature layer, [images, 1 + patches, width], [CLS] first, the tower's dtype.
+    #: Output of the feature layer in the tower's dtype, [images, 1 + patches, width], [CLS] first;
+    #: of a tower without [CLS], [images, patches, width].
     FEATURES = "features"
     #: The patches behind the projector, [images, patches, width of the language model].
     PROJECTED = "projected"
@@ -145,7 +146,12 @@ class Signals:
     @property
     def patch_tokens(self) -> Tensor:
         """Features of the patches alone, [images, patches, width], the tower's dtype."""
-        return self[Signal.FEATURES][:, 1:]
+        return self[Signal.FEATURES][:, -self.patches :]
+
+    @property
+    def cls_tokens(self) -> Tensor:
+        """The feature of [CLS], [images, 1, width]; [images, 0, width] where there is none."""
+        return self[Signal.FEATURES][:, : -self.patches]
 
     def own_texts(self, scores: Tensor, otherwise: float) -> Tensor:
         """A text signal with ``otherwise`` in its padding; what has none stays as it is."""

@@ -13,6 +13,7 @@ from vllm_litelvlm.pruning.base import Pruner, Signal
 from vllm_litelvlm.pruning.decoder import DecoderPruner
 from vllm_litelvlm.pruning.keep_all import KeepAll
 from vllm_litelvlm.pruning.ranking import part
+from vllm_litelvlm.pruning.traits import ANY, Traits
 from vllm_litelvlm.pruning.window import Window
 
 #: Third parties add a method by an entry point of this group: ``name = "module:Class"``.
@@ -95,15 +96,55 @@ def build_pruner(
     return parse(pruner_class(method), parameters, known)
 
 
+def pruner_for(options: PruningOptions, traits: Traits) -> Pruner:
+    """The method that a request's options name, for a model of these traits.
+
+    Raises OptionsError for what the model cannot do.
+    """
+    own = traits.parameters.get(options.method, {})
+    pruner = build_pruner(options.method, {**own, **options.parameters})
+    if lacking := pruner.needs - traits.signals:
+        able = ", ".join(offered_methods(traits))
+        raise OptionsError(
+            f"litelvlm option 'method' is {as_json(options.method)}, which goes by "
+            f"{', '.join(sorted(lacking))} as it is asked for; {traits.family} models do not have "
+            f"that. They can run: {able}."
+        )
+    if options.focus and not traits.layered:
+        raise OptionsError(
+            f"litelvlm option 'focus' is {options.focus}, but images of {traits.family} models "
+            "come in one layer; leave it out."
+        )
+    if options.frame != "crop" and not traits.crops:
+        raise OptionsError(
+            f"litelvlm option 'frame' is {as_json(options.frame)}, but {traits.family} models see "
+            "all of a picture as it is; leave it out."
+        )
+    return pruner
+
+
+def offered_methods(traits: Traits) -> list[str]:
+    """The methods that a model of these traits can run, as they are by default there."""
+
+    def can_run(method: str) -> bool:
+        pruner = build_pruner(method, traits.parameters.get(method, {}))
+        return pruner.needs <= traits.signals
+
+    return list(filter(can_run, method_names()))
+
+
 def settle(
-    options: PruningOptions, patches: int, window: Window | None = None
+    options: PruningOptions,
+    patches: int,
+    window: Window | None = None,
+    traits: Traits = ANY,
 ) -> tuple[Pruner, int]:
     """What a request's options come to for images of ``patches`` tokens: a method and a budget.
 
     ``window``: the patches that show the picture, where others do not. A budget of all that do is
     keep-all whatever the method. Raises OptionsError for what is not allowed.
     """
-    pruner = build_pruner(options.method, options.parameters)
+    pruner = pruner_for(options, traits)
     if options.frame == "pad" and Signal.TOWER in pruner.needs:
         raise OptionsError(
             f"litelvlm option 'frame' is \"pad\", but method {pruner.name!r} merges tokens inside "

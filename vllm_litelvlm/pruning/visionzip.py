@@ -19,7 +19,7 @@ class VisionZip(Pruner):
     heads, cosine), and a target becomes itself plus the mean of those that joined it.
 
     ``share`` is the dominant part of the budget, [CLS] included: 54 + 10 of 64, 108 + 20 of 128
-    and 162 + 30 of 192 tokens, as published. [CLS] stays in any case.
+    and 162 + 30 of 192 tokens, as published. [CLS] stays in any case, where the tower has one.
     """
 
     name: ClassVar[str] = "visionzip"
@@ -40,12 +40,13 @@ class VisionZip(Pruner):
 
     def select(self, signals: Signals, budget: int) -> Selection:
         """Dominant tokens, then contextual ones."""
-        dominant = max(1, part(budget, self.share))
+        own = signals.cls_tokens
+        dominant = max(own.shape[1], part(budget, self.share))
         falling = highest(signals[Signal.CLS_ATTENTION], signals.patches)
-        attended, rest = raster(falling[:, : dominant - 1]), falling[:, dominant - 1 :]
-        features = signals[Signal.FEATURES]
-        tokens = [features[:, :1], take(features[:, 1:], attended)]
-        places = [nn.functional.pad(attended, (1, 0), value=CLS)]
+        attended, rest = falling.tensor_split((dominant - own.shape[1],), dim=1)
+        attended = raster(attended)
+        tokens = [own, take(signals.patch_tokens, attended)]
+        places = [nn.functional.pad(attended, (own.shape[1], 0), value=CLS)]
         if budget > dominant:
             targets, merged = self._contextual(signals, raster(rest), budget - dominant)
             tokens.append(merged)

@@ -1,6 +1,7 @@
 """Vision tower, scorer and text tower together: from images and token ids to signals."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ _AT_ONCE = 64
 _SMALL = FROM_FEATURE_INPUT | {Signal.CONTEXT, Signal.CONTEXT_NORMALISED, Signal.LAST_ATTENTION}
 
 
-class Guidance:
+class ClipGuidance:
     """Computes what methods go by, for a batch of images and the texts of their requests.
 
     Equal images and equal texts of a batch are looked at once, and those of earlier batches not
@@ -32,6 +33,9 @@ class Guidance:
         clip: configuration of the CLIP checkpoint that it was taken from.
         dtype: of what costs most, the text tower, and the scorer's value and output projections.
     """
+
+    #: The signals that there are.
+    available: ClassVar[frozenset[Signal]] = frozenset(Signal)
 
     def __init__(
         self, tower: CLIPVisionConfig, clip: CLIPConfig, dtype: torch.dtype = torch.float32

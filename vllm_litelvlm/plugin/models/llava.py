@@ -1,92 +1,180 @@
 """LLaVA-1.5 whose language model gets only the visual tokens that a request's text needs."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.models.interfaces import MultiModalEmbeddings
 from vllm.model_executor.models.llava import (
+    BaseLlavaProcessingInfo,
     LlavaDummyInputsBuilder,
     LlavaForConditionalGeneration,
+    LlavaMultiModalProcessor,
     LlavaProcessingInfo,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.platforms import current_platform
+from vllm.utils.torch_utils import set_default_torch_dtype
 
-from vllm_litelvlm.plugin.config import guidance_config, position_limit
+from vllm_litelvlm.plugin.config import position_limit
 from vllm_litelvlm.plugin.metrics import worker_metrics
+from vllm_litelvlm.plugin.models.clip import ClipFamily, ClipTexts
 from vllm_litelvlm.plugin.models.images import VllmImages
-from vllm_litelvlm.plugin.models.positions import OriginalPositions, placed
+from vllm_litelvlm.plugin.models.positions import OriginalPositions, install_rows
+from vllm_litelvlm.plugin.models.pruned import Batch, Group, PrunedModel
 from vllm_litelvlm.plugin.models.weights import FollowedWeights
-from vllm_litelvlm.plugin.parcel import Parcel
+from vllm_litelvlm.plugin.pixels import Picture
 from vllm_litelvlm.plugin.plan import WorkOrder
-from vllm_litelvlm.plugin.processor import (
-    PARCELS_FIELD,
-    LiteLVLMProcessor,
-    build_processor,
-)
-from vllm_litelvlm.plugin.profile import Profile
-from vllm_litelvlm.plugin.runners import follow_resets, mend_cpu_runner
-from vllm_litelvlm.plugin.stopwatch import Stopwatch
-from vllm_litelvlm.plugin.trace import trace_selections
-from vllm_litelvlm.pruning.base import Selection
-from vllm_litelvlm.pruning.batch import needed_signals, prune
-from vllm_litelvlm.pruning.keep_all import KeepAll
+from vllm_litelvlm.plugin.stopwatch import Section
+from vllm_litelvlm.pruning.base import Selection, Signal, Signals
 from vllm_litelvlm.pruning.registry import build_pruner
+from vllm_litelvlm.pruning.traits import Traits
 from vllm_litelvlm.vision.checkpoint import read_clip_config
 from vllm_litelvlm.vision.clip import patch_count
-from vllm_litelvlm.vision.guidance import Guidance
-from vllm_litelvlm.vision.pixels import PixelValues
+from vllm_litelvlm.vision.frame import Frame, check_shows_squares
+from vllm_litelvlm.vision.guidance import ClipGuidance
+from vllm_litelvlm.vision.pixels import ByteProcessor, PixelValues
 
 #: More than the prefix cache has room for; they take 9 MiB.
 _BASES = 16_384
 
 
+class LlavaFamily(ClipFamily):
+    """LLaVA-1.5: one square of one size an image."""
+
+    name: ClassVar[str] = "LLaVA-1.5"
+
+    def traits(self, config: Any) -> Traits:
+        """Every signal there is."""
+        return Traits(
+            self.name, signals=ClipGuidance.available, tokens=patch_count(config.vision_config)
+        )
+
+    def install_positions(self, vllm_config: VllmConfig) -> None:
+        """By rows that the language model's own embedding is not told of."""
+        install_rows(vllm_config)
+
+
+class LlavaProcessor(ClipTexts, LlavaMultiModalProcessor):
+    """LLaVA's processor, whose pixels travel as bytes where that changes none of them."""
+
+    def count_tokens(self, picture: Picture, others: Mapping[str, object]) -> int:
+        """The same of every picture."""
+        assert self.traits.tokens is not None
+        return self.traits.tokens
+
+    def padding(self, frame: Frame) -> tuple[float, ...] | None:
+        """The mean colour, which the image processor takes for none.
+
+        Raises OptionsError for a processor that does not show all of a square.
+        """
+        if frame == "crop":
+            return None
+        processor = self.info.get_hf_processor().image_processor
+        check_shows_squares(processor)
+        return tuple(processor.image_mean)
+
+    @cached_property
+    def bytes_of(self) -> ByteProcessor | None:
+        """Makes the pixels that travel as bytes; None where they travel as numbers.
+
+        They do where the image processor cannot be split, or the server gives it arguments.
+        """
+        if self.info.ctx.get_merged_mm_kwargs({}):
+            return None
+        # The worker asks while vLLM builds the model, in that one's dtype and on its device.
+        with torch.device("cpu"), set_default_torch_dtype(torch.float32):
+            return ByteProcessor.of(self.info.get_hf_processor().image_processor)
+
+    def preprocess(self, picture: Picture, others: Mapping[str, object]) -> Tensor:
+        """Bytes, uint8 [side, side, 3], or numbers, [1, 3, side, side]."""
+        image = picture.image
+        # Arrays may hold other numbers than bytes.
+        if not others and self.bytes_of is not None and isinstance(image, Image.Image):
+            return self.bytes_of(image)
+        made = super().preprocess(picture, others)
+        assert isinstance(made, Mapping)
+        numbers: Tensor = made["pixel_values"]
+        # With their batch dimension: vLLM puts equal shapes into one tensor, and would take
+        # bytes for such numbers.
+        return numbers.to(self.info.ctx.model_config.dtype)
+
+    def joined(self, pixels: Sequence[Any]) -> dict[str, Any]:
+        """One field, with a tensor an image."""
+        return {"pixel_values": pixels}
+
+
+def build_processor(
+    info: BaseLlavaProcessingInfo, dummy_inputs: LlavaDummyInputsBuilder[LlavaProcessingInfo]
+) -> LlavaProcessor:
+    """The factory that vLLM's registry calls. The configuration was checked at start."""
+    assert isinstance(info, LlavaProcessingInfo)
+    return LlavaProcessor(info, dummy_inputs)
+
+
+@dataclass(frozen=True)
+class Squares:
+    """A step's images: bytes, uint8 [images, side, side, 3], or numbers of the tower's input."""
+
+    pixels: Tensor
+    patches: int
+
+    @property
+    def tokens(self) -> list[int]:
+        """The same of every image."""
+        return [self.patches] * len(self.pixels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pixels are."""
+        return self.pixels.device
+
+    def some(self, images: slice) -> "Squares":
+        """A run of them."""
+        return Squares(self.pixels[images], self.patches)
+
+
 @MULTIMODAL_REGISTRY.register_processor(
     build_processor, info=LlavaProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
 )
-class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
+class LiteLVLMLlava(OriginalPositions, PrunedModel, LlavaForConditionalGeneration):
     """vLLM's LLaVA with pruning between the vision tower and the projector."""
+
+    litelvlm_family = LlavaFamily()
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self._guidance_config = guidance_config(self.config)
-        self._stopwatch = Stopwatch()
         tower = self.config.vision_config
+        self.litelvlm_begin(vllm_config)
         self.litelvlm_image_token = self.config.image_token_index
         self.litelvlm_patches = patch_count(tower)
         self.litelvlm_last_position = position_limit(vllm_config.model_config) - 1
-        if self._guidance_config.server.original_positions and current_platform.is_cpu():
-            mend_cpu_runner()
-        #: Images that go through tower and guidance together. vLLM's scheduler counts what is kept
-        #: of them, so a step may have more than the memory profile saw, which sets this.
-        step = vllm_config.scheduler_config.max_num_encoder_input_tokens
-        self._at_once = max(1, step // self.litelvlm_patches)
         #: None where pixels do not come as bytes.
         self.litelvlm_pixels: PixelValues | None = None
         #: None where images are not served, and so the next.
-        self.litelvlm: Guidance | None = None
+        self.litelvlm: ClipGuidance | None = None
         self._followed: FollowedWeights | None = None
         if self.multimodal_config.get_limit_per_prompt("image") > 0:
-            clip = read_clip_config(self._guidance_config.clip_model, tower)
+            clip = read_clip_config(self._settings.own["clip_model"], tower)
             dtype = vllm_config.model_config.dtype
             processor = MULTIMODAL_REGISTRY.create_processor(vllm_config.model_config)
-            assert isinstance(processor, LiteLVLMProcessor)
+            assert isinstance(processor, LlavaProcessor)
             if processor.bytes_of is not None:
                 self.litelvlm_pixels = PixelValues(processor.bytes_of, dtype)
-            self.litelvlm = Guidance(tower, clip, dtype)
+            self.litelvlm = ClipGuidance(tower, clip, dtype)
             self._add_caches(self.litelvlm, dtype)
             self._followed = FollowedWeights(
-                self.litelvlm, self.vision_tower, self._guidance_config, vllm_config
+                self.litelvlm, self.vision_tower, self._settings, vllm_config
             )
-            follow_resets(v2=vllm_config.use_v2_model_runner)
 
-    def _add_caches(self, guidance: Guidance, dtype: torch.dtype) -> None:
+    def _add_caches(self, guidance: ClipGuidance, dtype: torch.dtype) -> None:
         """Allocate them with the weights, so that vLLM's memory profile finds them taken."""
-        server = self._guidance_config.server
+        server = self._settings.server
         pruners = [build_pruner(one.method, one.parameters) for one in server.sets.values()]
         needs = frozenset().union(*(pruner.needs for pruner in pruners))
         guidance.add_feature_cache(int(server.feature_cache_gb * 2**30), dtype, needs)
@@ -107,44 +195,20 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
             yield from self._followed.buffers()
 
     def litelvlm_forget(self) -> None:
-        """Empty the caches, as vLLM does its own where weights may have changed."""
+        """Empty the caches."""
         if self._followed is not None:
             self._followed.forget()
 
-    def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
-        """Kept tokens of every image of the step, one [kept, width] tensor an image."""
-        parcels = [Parcel.unpack(one) for one in _items(kwargs.pop(PARCELS_FIELD, ()))]
-        if not parcels:
-            return []
-        orders = [parcel.order for parcel in parcels]
-        text_ids = [parcel.text_ids for parcel in parcels]
-        keys = [parcel.key for parcel in parcels]
-        pixels = self._together(kwargs["pixel_values"])
-        assert self.litelvlm is not None
-        whole = all(isinstance(one.pruner, KeepAll) and one.window is None for one in orders)
-        if whole and not self.litelvlm.keeps_features(keys):
-            # Stock vLLM, bit for bit.
-            trace_selections(orders, text_ids, None, self.litelvlm_patches)
-            stock = self._parse_and_validate_image_input(pixel_values=self.litelvlm_numbers(pixels))
-            return self._finished(self._process_image_input(stock), orders)
-        assert len(orders) == len(text_ids) == len(keys) == len(pixels)
-        if any(isinstance(order.pruner, Profile) for order in orders):
-            return self._profile(pixels, text_ids, orders)
-        embeddings: list[Tensor] = []
-        for start in range(0, len(orders), self._at_once):
-            some = slice(start, start + self._at_once)
-            embeddings += self._embed(pixels[some], keys[some], text_ids[some], orders[some])
-        return embeddings
-
-    def _together(self, pixels: object) -> Tensor:
-        """The step's pixels as one tensor: bytes, or numbers where some come as such.
+    def litelvlm_media(self, fields: dict[str, Any]) -> Squares:
+        """Bytes, or numbers where some of the step's images come as such.
 
         They come as bytes, uint8 [side, side, 3] each, or as numbers, [1, 3, side, side].
         """
-        if isinstance(pixels, Tensor) and pixels.dtype == torch.uint8:
-            return pixels
-        each = (one if one.ndim == 4 else one[None] for one in _items(pixels))
-        return torch.cat([self.litelvlm_numbers(one) for one in each])
+        pixels = fields["pixel_values"]
+        if not (isinstance(pixels, Tensor) and pixels.dtype == torch.uint8):
+            each = (one if one.ndim == 4 else one[None] for one in pixels)
+            pixels = torch.cat([self.litelvlm_numbers(one) for one in each])
+        return Squares(pixels, self.litelvlm_patches)
 
     def litelvlm_numbers(self, pixels: Tensor) -> Tensor:
         """What the tower takes, [images, 3, side, side], of bytes or of numbers."""
@@ -154,72 +218,42 @@ class LiteLVLMLlava(OriginalPositions, LlavaForConditionalGeneration):
         values: Tensor = self.litelvlm_pixels(pixels)
         return values
 
-    def _embed(
-        self,
-        pixels: Tensor,
-        keys: list[bytes],
-        text_ids: list[Tensor],
-        orders: list[WorkOrder],
-    ) -> Sequence[Tensor] | Tensor:
-        """The tokens of as many images as memory is there for."""
-        selections = self._select(pixels, keys, text_ids, orders)
-        trace_selections(orders, text_ids, selections, self.litelvlm_patches)
-        return self._finished(self._project(selections), orders, selections)
+    def litelvlm_whole(self, fields: dict[str, Any]) -> MultiModalEmbeddings:
+        """By stock's own functions."""
+        numbers = self.litelvlm_numbers(self.litelvlm_media(fields).pixels)
+        stock = self._parse_and_validate_image_input(pixel_values=numbers)
+        whole: MultiModalEmbeddings = self._process_image_input(stock)
+        return whole
 
-    def _finished(
-        self,
-        embeddings: Sequence[Tensor] | Tensor,
-        orders: list[WorkOrder],
-        selections: list[Selection] | None = None,
-    ) -> Sequence[Tensor] | Tensor:
-        """Tokens as the runner takes them: with their places, where it asks for those."""
-        if not self._guidance_config.server.original_positions:
-            return embeddings
-        return placed(embeddings, orders, selections, self.litelvlm_patches)
-
-    def _profile(
-        self, pixels: Tensor, text_ids: list[Tensor], orders: list[WorkOrder]
-    ) -> MultiModalEmbeddings:
-        """Run vLLM's memory profile, whose images are one and the same, as if they were not."""
+    def litelvlm_keeps(self, keys: Sequence[bytes]) -> bool:
+        """Whether they are in the feature cache."""
         assert self.litelvlm is not None
-        self._at_once = len(orders)
-        keys = [number.to_bytes(4, "little") for number in range(len(orders))]
-        selections = self._select(pixels, keys, text_ids, orders)
-        embeddings = self._finished(self._project(selections), orders, selections)
-        self.litelvlm.forget()
-        return embeddings
+        return self.litelvlm.keeps_features(keys)
 
-    def _project(self, selections: list[Selection]) -> Sequence[Tensor]:
-        """Every image's tokens behind the projector, which runs once."""
+    def litelvlm_groups(
+        self, batch: Batch, needs: frozenset[Signal], section: Section
+    ) -> list[Group]:
+        """All images of a batch are one group."""
+        assert self._followed is not None
+        assert isinstance(batch.media, Squares)
+        guidance = self._followed.up_to_date()
+        images = VllmImages(self, batch.media.pixels, batch.keys, section)
+        signals = guidance.signals(images, batch.text_ids, needs)
+        metrics = worker_metrics() if get_tensor_model_parallel_rank() == 0 else None
+        if metrics is not None:
+            metrics.show_caches(guidance.feature_cache, guidance.text_cache)
+        return [Group(range(len(batch.orders)), signals)]
+
+    def litelvlm_bases(
+        self, signals: Signals, keys: Sequence[bytes], orders: Sequence[WorkOrder]
+    ) -> list[Tensor | None]:
+        """By guidance, which remembers them."""
+        assert self.litelvlm is not None
+        return self.litelvlm.bases(signals, keys, orders)
+
+    def litelvlm_tokens(self, selections: Sequence[Selection]) -> Sequence[Tensor]:
+        """Behind the projector, which runs once."""
         tokens = [selection.tokens for selection in selections]
         projected: Tensor = self.multi_modal_projector(torch.cat(tokens))
         parts: tuple[Tensor, ...] = projected.split([len(kept) for kept in tokens])
         return parts
-
-    def _select(
-        self,
-        pixels: Tensor,
-        keys: list[bytes],
-        text_ids: list[Tensor],
-        orders: list[WorkOrder],
-    ) -> list[Selection]:
-        assert self._followed is not None
-        guidance = self._followed.up_to_date()
-        metrics = worker_metrics() if get_tensor_model_parallel_rank() == 0 else None
-        guidance_seconds = metrics.guidance_seconds if metrics is not None else None
-        selection_seconds = metrics.selection_seconds if metrics is not None else None
-        needs = needed_signals(orders)
-        device = pixels.device
-        with self._stopwatch.time(guidance_seconds, device) as section:
-            images = VllmImages(self, pixels, keys, section)
-            signals = guidance.signals(images, text_ids, needs)
-        if metrics is not None:
-            metrics.show_caches(guidance.feature_cache, guidance.text_cache)
-        with self._stopwatch.time(selection_seconds, device):
-            return prune(signals, orders, guidance.bases(signals, keys, orders))
-
-
-def _items(field: object) -> list[Tensor]:
-    """A batched field as one tensor an image: vLLM stacks equal shapes and lists others."""
-    assert isinstance(field, Tensor | list | tuple)
-    return list(field)

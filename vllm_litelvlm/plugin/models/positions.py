@@ -6,12 +6,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from vllm.config import VllmConfig
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.sequence import IntermediateTensors
 
+from vllm_litelvlm.plugin.family import refuse_drafts_and_stages
+from vllm_litelvlm.plugin.models.pruned import Batch
 from vllm_litelvlm.plugin.parcel import Parcel
-from vllm_litelvlm.plugin.plan import WorkOrder
 from vllm_litelvlm.plugin.positions import (
+    ROWS,
     ImageSpan,
     continuation,
     place_tokens,
@@ -80,6 +83,23 @@ class OriginalPositions:
         rows = place_tokens(mrope_positions, is_image, known, num_computed_tokens)
         return tokens, rows, continuation(rows)
 
+    def litelvlm_placed(
+        self,
+        embeddings: Sequence[Tensor] | Tensor,
+        batch: Batch,
+        selections: Sequence[Selection] | None,
+    ) -> list[Tensor]:
+        """Every image's tokens with their offsets behind the image's beginning."""
+        found = []
+        for number, (tokens, order) in enumerate(zip(embeddings, batch.orders, strict=True)):
+            if order.original and selections is not None:
+                start = order.pruner.places(self.litelvlm_patches).start
+                offsets = selections[number].indices - start
+            else:
+                offsets = torch.arange(len(tokens), device=tokens.device)
+            found.append(with_offsets(tokens, offsets))
+        return found
+
     def forward(
         self,
         input_ids: Tensor | None,
@@ -136,25 +156,14 @@ def bases_below(
     return below
 
 
-def placed(
-    embeddings: Sequence[Tensor] | Tensor,
-    orders: Sequence[WorkOrder],
-    selections: Sequence[Selection] | None,
-    patches: int,
-) -> list[Tensor]:
-    """Every image's tokens with what tells their positions.
+def install_rows(vllm_config: VllmConfig) -> None:
+    """Have vLLM keep rows of positions a request, and hand the model pruned tokens to place by.
 
-    Args:
-        embeddings: one [kept, width] an image.
-        orders: one an image.
-        selections: one an image; None where every image is whole.
-        patches: of an image.
+    Its switch for the second half is named for videos, of which these models have none. The
+    language model's own embedding is not told of the rows.
     """
-    found = []
-    for number, (tokens, order) in enumerate(zip(embeddings, orders, strict=True)):
-        if order.original and selections is not None:
-            offsets = selections[number].indices - order.pruner.places(patches).start
-        else:
-            offsets = torch.arange(len(tokens), device=tokens.device)
-        found.append(with_offsets(tokens, offsets))
-    return found
+    refuse_drafts_and_stages(vllm_config)
+    model_config = vllm_config.model_config
+    model_config.hf_config.mrope_section = [1] * ROWS
+    assert model_config.multimodal_config is not None
+    model_config.multimodal_config.video_pruning_rate = 0.5

@@ -10,7 +10,7 @@ from vllm.config import VllmConfig
 from vllm_litelvlm.plugin.config import GuidanceConfig
 from vllm_litelvlm.plugin.models.tower import attention_input, check_attention_input
 from vllm_litelvlm.vision.checkpoint import find_clip_model
-from vllm_litelvlm.vision.guidance import Guidance
+from vllm_litelvlm.vision.guidance import ClipGuidance
 from vllm_litelvlm.vision.quantised import dequantised
 from vllm_litelvlm.vision.weights import ClipWeights, TowerTap
 
@@ -30,7 +30,7 @@ class FollowedWeights:
     """
 
     def __init__(
-        self, guidance: Guidance, tower: Any, given: GuidanceConfig, vllm_config: VllmConfig
+        self, guidance: ClipGuidance, tower: Any, given: GuidanceConfig, vllm_config: VllmConfig
     ) -> None:
         self._guidance, self._tower, self._given = guidance, tower, given
         self._model_config = vllm_config.model_config
@@ -64,7 +64,7 @@ class FollowedWeights:
         self._guidance.forget()
         self._follows = False
 
-    def up_to_date(self) -> Guidance:
+    def up_to_date(self) -> ClipGuidance:
         """The guidance, ready for use. Collective under tensor parallelism."""
         if not self._follows:
             if not self._clip.complete and not self._is_dummy:
@@ -98,12 +98,12 @@ class FollowedWeights:
         """The CLIP of the model that is served now: another checkpoint may have one of its own."""
         model = self._model_config.model
         if model == self._first_model:
-            return self._given.clip_model
+            return str(self._given.own["clip_model"])
         try:
             fields, _ = PretrainedConfig.get_config_dict(model)
         except OSError:
             fields = {}
         if not fields:  # weights alone
-            return self._given.clip_model
+            return str(self._given.own["clip_model"])
         config = type(self._model_config.hf_config).from_dict(fields)
         return find_clip_model(self._given.server.clip_model, config, model)

@@ -1,0 +1,57 @@
+"""What families whose vision tower is a CLIP's have in common in the front end."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.config import ModelConfig, VllmConfig
+
+from vllm_litelvlm.options import ServerOptions
+from vllm_litelvlm.plugin.family import Family
+from vllm_litelvlm.plugin.processor import PruningProcessor
+from vllm_litelvlm.vision.checkpoint import check_tower, find_clip_model, read_clip_config
+from vllm_litelvlm.vision.text import ClipTextTokenizer
+
+
+class ClipFamily(Family):
+    """LLaVAs: images in a CLIP's vision tower, guided by that CLIP's text tower."""
+
+    def image_token(self, config: Any) -> int:
+        """The ``<image>`` of its prompts."""
+        return int(config.image_token_index)
+
+    def check(self, vllm_config: VllmConfig) -> None:
+        """The tower has to be a CLIP's, read one layer before its last."""
+        check_tower(vllm_config.model_config.hf_config)
+
+    def prepare(self, server: ServerOptions, model_config: ModelConfig) -> dict[str, Any]:
+        """``clip_model``, a hub name or an absolute folder, and what its text tower reads."""
+        config = model_config.hf_config
+        clip_model = find_clip_model(server.clip_model, config, model_config.model)
+        clip_config = read_clip_config(clip_model, config.vision_config)
+        if Path(clip_model).is_dir():
+            clip_model = str(Path(clip_model).resolve())
+        return {
+            "clip_model": clip_model,
+            "text_tokens": clip_config.text_config.max_position_embeddings,
+        }
+
+
+class ClipTexts(PruningProcessor):
+    """The part of a processor that reads guiding texts as the CLIP does."""
+
+    def tokenize_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """By CLIP's own tokenizer."""
+        return self._text_tokenizer(texts)
+
+    def longest_texts(self, count: int) -> tuple[str, ...]:
+        """As many tokens each as CLIP reads: start, end, and four digits are among them."""
+        filler = " a" * (self.settings.own["text_tokens"] - 6)
+        return tuple(f"{number:04d}{filler}" for number in range(count))
+
+    @cached_property
+    def _text_tokenizer(self) -> ClipTextTokenizer:
+        own = self.settings.own
+        return ClipTextTokenizer(own["clip_model"], own["text_tokens"])

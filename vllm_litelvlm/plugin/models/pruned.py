@@ -1,0 +1,200 @@
+"""The part of a model class that prunes: from a step's images to the tokens that stay of them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+from vllm.config import VllmConfig
+from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.model_executor.models.interfaces import MultiModalEmbeddings
+from vllm.platforms import current_platform
+
+from vllm_litelvlm.plugin.config import guidance_config
+from vllm_litelvlm.plugin.family import Family
+from vllm_litelvlm.plugin.metrics import worker_metrics
+from vllm_litelvlm.plugin.parcel import Parcel
+from vllm_litelvlm.plugin.plan import WorkOrder
+from vllm_litelvlm.plugin.processor import PARCELS_FIELD
+from vllm_litelvlm.plugin.profile import Profile
+from vllm_litelvlm.plugin.runners import follow_resets, mend_cpu_runner
+from vllm_litelvlm.plugin.stopwatch import Section, Stopwatch
+from vllm_litelvlm.plugin.trace import trace_selections
+from vllm_litelvlm.pruning.base import Selection, Signal, Signals
+from vllm_litelvlm.pruning.batch import needed_signals, prune
+from vllm_litelvlm.pruning.keep_all import KeepAll
+
+
+class Media(Protocol):
+    """The images of a step, as the model gets them."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Visual tokens of each image, before pruning."""
+
+    @property
+    def device(self) -> Any:
+        """Where they are."""
+
+    def some(self, images: slice) -> "Media":
+        """A run of them."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images of a batch that have the same grid of tokens: their numbers, and their signals."""
+
+    images: Sequence[int]
+    signals: Signals
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images that go through tower, guidance and selection together; all fields one an image."""
+
+    media: Media
+    keys: Sequence[bytes]
+    text_ids: Sequence[Tensor]
+    orders: Sequence[WorkOrder]
+
+    def parts(self, room: int) -> "Iterator[Batch]":
+        """Runs of the images of at most ``room`` unpruned tokens, or of one image."""
+        start, taken = 0, 0
+        for number, tokens in enumerate(self.media.tokens):
+            if taken and taken + tokens > room:
+                yield self._some(slice(start, number))
+                start, taken = number, 0
+            taken += tokens
+        yield self._some(slice(start, len(self.orders)))
+
+    def _some(self, images: slice) -> "Batch":
+        return Batch(
+            self.media.some(images), self.keys[images], self.text_ids[images], self.orders[images]
+        )
+
+
+class PrunedModel(ABC):
+    """Mixed into a model class before vLLM's own, whose ``embed_multimodal`` this is.
+
+    A family says how its images run through its tower, and what is known of them then.
+    """
+
+    #: Whose front end this model has.
+    litelvlm_family: ClassVar[Family]
+
+    @abstractmethod
+    def litelvlm_media(self, fields: dict[str, Any]) -> Media:
+        """The images of a step, from vLLM's fields."""
+
+    @abstractmethod
+    def litelvlm_whole(self, fields: dict[str, Any]) -> MultiModalEmbeddings:
+        """All tokens of every image, exactly as stock vLLM computes them."""
+
+    @abstractmethod
+    def litelvlm_groups(
+        self, batch: Batch, needs: frozenset[Signal], section: Section
+    ) -> Sequence[Group]:
+        """The needed signals; what the tower takes for them is no part of ``section``."""
+
+    @abstractmethod
+    def litelvlm_tokens(self, selections: Sequence[Selection]) -> Sequence[Tensor]:
+        """Selected tokens, as the language model gets them."""
+
+    @abstractmethod
+    def litelvlm_placed(
+        self,
+        embeddings: Sequence[Tensor] | Tensor,
+        batch: Batch,
+        selections: Sequence[Selection] | None,
+    ) -> Sequence[Tensor]:
+        """Tokens with what tells their positions; without ``selections`` all images are whole."""
+
+    def litelvlm_keeps(self, keys: Sequence[bytes]) -> bool:
+        """Whether the features of all these images are in a cache."""
+        return False
+
+    def litelvlm_bases(
+        self, signals: Signals, keys: Sequence[bytes], orders: Sequence[WorkOrder]
+    ) -> Sequence[Tensor | None]:
+        """The base of every image of which one layer is asked for, bool [patches]."""
+        return [None] * len(orders)
+
+    @abstractmethod
+    def litelvlm_forget(self) -> None:
+        """Empty the caches, as vLLM does its own where weights may have changed."""
+
+    def litelvlm_begin(self, vllm_config: VllmConfig) -> None:
+        """Called at the end of the model's ``__init__``."""
+        self._settings = guidance_config(vllm_config.model_config.hf_config)
+        self._stopwatch = Stopwatch()
+        #: Unpruned tokens that go through tower and guidance together. vLLM's scheduler counts what
+        #: is kept of them, so a step may have more than the memory profile saw, which sets this.
+        self._at_once: int = vllm_config.scheduler_config.max_num_encoder_input_tokens
+        if self._settings.server.original_positions and current_platform.is_cpu():
+            mend_cpu_runner()
+        follow_resets(v2=vllm_config.use_v2_model_runner)
+
+    def embed_multimodal(self, **kwargs: Any) -> MultiModalEmbeddings:
+        """Kept tokens of every image of the step, one [kept, width] tensor an image."""
+        parcels = [Parcel.unpack(one) for one in kwargs.pop(PARCELS_FIELD, ())]
+        if not parcels:
+            return []
+        batch = Batch(
+            self.litelvlm_media(kwargs),
+            [parcel.key for parcel in parcels],
+            [parcel.text_ids for parcel in parcels],
+            [parcel.order for parcel in parcels],
+        )
+        orders = batch.orders
+        whole = all(isinstance(one.pruner, KeepAll) and one.window is None for one in orders)
+        if whole and not self.litelvlm_keeps(batch.keys):
+            # Stock vLLM, bit for bit.
+            trace_selections(orders, batch.text_ids, None, batch.media.tokens)
+            return self._finished(self.litelvlm_whole(kwargs), batch)
+        if any(isinstance(order.pruner, Profile) for order in orders):
+            return self._profile(batch)
+        embeddings: list[Tensor] = []
+        for part in batch.parts(self._at_once):
+            selections = self._select(part)
+            trace_selections(part.orders, part.text_ids, selections, part.media.tokens)
+            embeddings += self._finished(self.litelvlm_tokens(selections), part, selections)
+        return embeddings
+
+    def _finished(
+        self,
+        embeddings: Any,
+        batch: Batch,
+        selections: Sequence[Selection] | None = None,
+    ) -> Any:
+        """Tokens as the runner takes them: with their places, where it asks for those."""
+        if not self._settings.server.original_positions:
+            return embeddings
+        return self.litelvlm_placed(embeddings, batch, selections)
+
+    def _profile(self, batch: Batch) -> MultiModalEmbeddings:
+        """Run vLLM's memory profile, whose images are one and the same, as if they were not."""
+        self._at_once = sum(batch.media.tokens)
+        keys = [number.to_bytes(4, "little") for number in range(len(batch.keys))]
+        batch = Batch(batch.media, keys, batch.text_ids, batch.orders)
+        selections = self._select(batch)
+        embeddings = self._finished(self.litelvlm_tokens(selections), batch, selections)
+        self.litelvlm_forget()
+        return embeddings
+
+    def _select(self, batch: Batch) -> list[Selection]:
+        metrics = worker_metrics() if get_tensor_model_parallel_rank() == 0 else None
+        guidance_seconds = metrics.guidance_seconds if metrics is not None else None
+        selection_seconds = metrics.selection_seconds if metrics is not None else None
+        device = batch.media.device
+        with self._stopwatch.time(guidance_seconds, device) as section:
+            groups = self.litelvlm_groups(batch, needed_signals(batch.orders), section)
+        chosen: dict[int, Selection] = {}
+        with self._stopwatch.time(selection_seconds, device):
+            for group in groups:
+                orders = [batch.orders[image] for image in group.images]
+                keys = [batch.keys[image] for image in group.images]
+                bases = self.litelvlm_bases(group.signals, keys, orders)
+                selections = prune(group.signals, orders, bases)
+                chosen.update(zip(group.images, selections, strict=True))
+        return [chosen[image] for image in range(len(batch.orders))]

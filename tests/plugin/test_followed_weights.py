@@ -17,7 +17,7 @@ from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.errors import WeightsError
 from vllm_litelvlm.plugin.models import weights as module
 from vllm_litelvlm.plugin.models.weights import FollowedWeights
-from vllm_litelvlm.vision.guidance import ClipGuidance
+from vllm_litelvlm.vision.clip_guidance import ClipGuidance
 
 PREFIX = "vision_tower.vision_model.encoder.layers"
 LAST_NORM, FEATURE_NORM = f"{PREFIX}.3.layer_norm1.weight", f"{PREFIX}.2.layer_norm1.weight"

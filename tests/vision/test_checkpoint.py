@@ -17,7 +17,7 @@ from vllm_litelvlm.vision.checkpoint import (
     default_clip_model,
     read_clip_config,
 )
-from vllm_litelvlm.vision.guidance import ClipGuidance
+from vllm_litelvlm.vision.clip_guidance import ClipGuidance
 from vllm_litelvlm.vision.weights import ClipWeights, TowerTap
 
 

@@ -12,7 +12,7 @@ from transformers import AutoProcessor, CLIPModel, CLIPTextConfig, CLIPTextModel
 from tests.vision.made_up import MadeUpImages
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.pruning.base import Signal, Signals
-from vllm_litelvlm.vision.guidance import ClipGuidance
+from vllm_litelvlm.vision.clip_guidance import ClipGuidance
 from vllm_litelvlm.vision.text import ClipTextTokenizer, ClipTextTower
 from vllm_litelvlm.vision.weights import ClipWeights
 

@@ -24,8 +24,8 @@ from vllm_litelvlm.pruning.registry import (
     settle,
 )
 from vllm_litelvlm.vision.checkpoint import find_clip_model, read_clip_config
+from vllm_litelvlm.vision.clip_guidance import ClipGuidance
 from vllm_litelvlm.vision.frame import Frame, window
-from vllm_litelvlm.vision.guidance import ClipGuidance
 from vllm_litelvlm.vision.text import ClipTextTokenizer
 from vllm_litelvlm.vision.weights import ClipWeights
 

@@ -9,7 +9,6 @@ products of that size are most of the cost, and of their results only lengths an
 wanted, in which rounding averages out.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig
 
-from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Signal, to_device
+from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Signal
 from vllm_litelvlm.pruning.scores import (
     cls_attention,
     context_score,
@@ -25,6 +24,7 @@ from vllm_litelvlm.pruning.scores import (
     similarity_score,
 )
 from vllm_litelvlm.vision.images import FROM_FEATURE_INPUT
+from vllm_litelvlm.vision.side_by_side import side_by_side
 
 #: Signals that are computed from hidden state -2 by the last layer's projections.
 LAST_LAYER = frozenset(
@@ -145,7 +145,7 @@ class ClipScorer(nn.Module):
         values: dict[Signal, Tensor] = {}
         if not needs & TEXT_SIGNALS:
             return values
-        padded = _padded(texts)
+        padded = side_by_side(texts)
         if needs & {Signal.SIMILARITY, Signal.VALUE}:
             back = padded @ self.projection.weight
         if needs & {Signal.SIMILARITY, Signal.COSINE}:
@@ -244,18 +244,6 @@ def folded_logits(query: Tensor, key: nn.Linear, tokens: Tensor, heads: int) -> 
     back = torch.einsum("ihd,hdw->ihw", by_head, key.weight.unflatten(0, (heads, -1)))
     scale, nothing = by_head.shape[-1] ** -0.5, back.new_empty(1, 1, 1)  # which beta leaves out
     return torch.baddbmm(nothing, back, tokens.transpose(1, 2), beta=0, alpha=scale)
-
-
-def _padded(texts: Sequence[Tensor]) -> Tensor:
-    """Each image's texts, [images, most texts, width]; what stands past an image's own is any."""
-    most = max(map(len, texts))
-    if all(len(some) == most for some in texts):
-        return torch.stack(list(texts))
-    rows = torch.cat(list(texts))
-    starts = itertools.accumulate(map(len, texts[:-1]), initial=0)
-    places = [min(start + text, len(rows) - 1) for start in starts for text in range(most)]
-    index = to_device(places, rows.device)
-    return rows.index_select(0, index).view(len(texts), most, rows.shape[1])
 
 
 def mean_over_heads(layer: nn.Linear, tokens: Tensor, heads: int) -> Tensor:

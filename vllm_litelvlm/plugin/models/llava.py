@@ -36,8 +36,8 @@ from vllm_litelvlm.pruning.registry import build_pruner
 from vllm_litelvlm.pruning.traits import Traits
 from vllm_litelvlm.vision.checkpoint import read_clip_config
 from vllm_litelvlm.vision.clip import patch_count
+from vllm_litelvlm.vision.clip_guidance import ClipGuidance
 from vllm_litelvlm.vision.frame import Frame, check_shows_squares
-from vllm_litelvlm.vision.guidance import ClipGuidance
 from vllm_litelvlm.vision.pixels import ByteProcessor, PixelValues
 
 #: More than the prefix cache has room for; they take 9 MiB.

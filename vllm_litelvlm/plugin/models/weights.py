@@ -10,7 +10,7 @@ from vllm.config import VllmConfig
 from vllm_litelvlm.plugin.config import GuidanceConfig
 from vllm_litelvlm.plugin.models.tower import attention_input, check_attention_input
 from vllm_litelvlm.vision.checkpoint import find_clip_model
-from vllm_litelvlm.vision.guidance import ClipGuidance
+from vllm_litelvlm.vision.clip_guidance import ClipGuidance
 from vllm_litelvlm.vision.quantised import dequantised
 from vllm_litelvlm.vision.weights import ClipWeights, TowerTap
 

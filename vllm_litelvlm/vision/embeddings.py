@@ -1,0 +1,106 @@
+"""Guidance of models whose visual tokens lie in the language model's own embedding space.
+
+Qwen's vision towers have no text tower beside them, but their merger was trained to speak the
+language model's input embeddings. A text is the mean of its tokens' embeddings there.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Signal, Signals, to_device
+from vllm_litelvlm.pruning.scores import cosine_score, similarity_score
+from vllm_litelvlm.vision.attention import FROM_ATTENTION, LastAttention
+from vllm_litelvlm.vision.side_by_side import side_by_side
+
+#: What stands behind the end of a text that is shorter than others.
+NO_TOKEN = -1
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """A batch of images of one grid of visual tokens, as they come from a tower's merger.
+
+    ``features`` is [images, tokens, width], in raster order; its first ``embedding_width`` channels
+    are the language model's input embeddings, others are added to deeper layers (deepstack).
+    ``attention`` may be left out where no signal is computed from it.
+    """
+
+    features: Tensor
+    columns: int
+    embedding_width: int
+    attention: LastAttention | None = None
+
+
+class EmbeddingGuidance:
+    """Text and token meet in the embedding space; importance is the tower's last attention.
+
+    Args:
+        embed: the language model's input embeddings of token ids, [tokens] to [tokens, width].
+    """
+
+    available: ClassVar[frozenset[Signal]] = FROM_ATTENTION | {
+        Signal.FEATURES,
+        Signal.PROJECTED,
+        Signal.SIMILARITY,
+        Signal.COSINE,
+    }
+
+    def __init__(self, embed: Callable[[Tensor], Tensor]) -> None:
+        self._embed = embed
+
+    @torch.no_grad()
+    def signals(
+        self, images: TokenGrid, text_ids: Sequence[Tensor], needs: frozenset[Signal]
+    ) -> Signals:
+        """See :class:`vllm_litelvlm.vision.guidance.Guidance`.
+
+        SIMILARITY and COSINE are of a token's input embedding and a text's mean embedding;
+        PROJECTED is the token's input embedding; the others as :class:`LastAttention` has them.
+        """
+        features = images.features
+        projected = features[..., : images.embedding_width].float()
+        values: dict[Signal, Tensor] = {Signal.FEATURES: features}
+        if Signal.PROJECTED in needs:
+            values[Signal.PROJECTED] = projected
+        if needs & TEXT_SIGNALS:
+            texts = side_by_side(self._text_embeddings(text_ids, projected))
+            if Signal.SIMILARITY in needs:
+                values[Signal.SIMILARITY] = similarity_score(projected, texts)
+            if Signal.COSINE in needs:
+                values[Signal.COSINE] = cosine_score(projected, texts)
+        if needs & FROM_ATTENTION:
+            assert images.attention is not None
+            values |= images.attention.signals(needs)
+        return Signals(
+            images=len(features),
+            patches=features.shape[1],
+            device=features.device,
+            text_counts=[len(ids) for ids in text_ids],
+            values=values,
+            row_length=images.columns,
+        )
+
+    def _text_embeddings(self, text_ids: Sequence[Tensor], tokens: Tensor) -> list[Tensor]:
+        """Each image's texts, float32 [texts, width of tokens]; equal texts are embedded once."""
+        counts = [len(ids) for ids in text_ids]
+        texts = [
+            tuple(one for one in row if one != NO_TOKEN) for ids in text_ids for row in ids.tolist()
+        ]
+        different = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        if not different:
+            return [tokens.new_empty(0, tokens.shape[-1]) for _ in counts]
+        device = tokens.device
+        all_ids = [token for text in different for token in text]
+        owners = [number for text, number in different.items() for _ in text]
+        both = to_device([*all_ids, *owners], device)  # one copy from the host
+        ids, owner = both.tensor_split((len(all_ids),))
+        embeddings = self._embed(ids).float()
+        shares = to_device([len(text) for text in different], device).float()[:, None]
+        sums = embeddings.new_zeros(len(different), embeddings.shape[1])
+        means = sums.index_add_(0, owner, embeddings) / shares.clamp(min=1)
+        rows = to_device([different[text] for text in texts], device)
+        return list(means.index_select(0, rows).split(counts))

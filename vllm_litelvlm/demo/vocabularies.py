@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pydoc_data.topics import topics
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPTokenizer, LlamaTokenizer
+from transformers import CLIPTokenizer, LlamaTokenizer, Qwen2Tokenizer
 
 IMAGE_TOKEN = "<image>"
 
@@ -20,6 +20,30 @@ CHAT_TEMPLATE = (
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}"
     "{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+QWEN_TOKENS = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+#: The conversation format of Qwen-VLs (ChatML): a default system message, parts in their order.
+QWEN_CHAT_TEMPLATE = (
+    "{% macro seen(kind) %}{{ '<|vision_start|><|' + kind + '_pad|><|vision_end|>' }}{% endmacro %}"
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}"
+    "{{ seen('video' if part['type'] == 'video' else 'image') }}{% endif %}"
+    "{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 
@@ -46,6 +70,27 @@ def train_llama(
         clean_up_tokenization_spaces=False,
     )
     built.chat_template = CHAT_TEMPLATE
+    return built
+
+
+def qwen_tokenizer(size: int) -> Qwen2Tokenizer:
+    """A Qwen tokenizer (byte-level BPE) of about ``size`` entries, and its chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    vocabulary, merges = _train(tokenizer, trainer, topics.values())
+    built = Qwen2Tokenizer(
+        vocab=vocabulary,
+        merges=merges,
+        eos_token="<|im_end|>",
+        extra_special_tokens=list(QWEN_TOKENS),
+        clean_up_tokenization_spaces=False,
+    )
+    built.chat_template = QWEN_CHAT_TEMPLATE
     return built
 
 

@@ -55,6 +55,8 @@ from vllm_litelvlm.vision.frame import Frame
 
 #: Of an item's :class:`~vllm_litelvlm.plugin.parcel.Parcel`.
 PARCELS_FIELD = "litelvlm_parcels"
+#: Fields of parcels, whatever they are of.
+PARCELS = (PARCELS_FIELD,)
 
 
 class PruningProcessor(BaseMultiModalProcessor[Any]):

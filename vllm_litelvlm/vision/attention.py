@@ -75,10 +75,10 @@ class LastAttention:
         row = images * heads * key.shape[2] * torch.float32.itemsize
         sums = torch.zeros(images, key.shape[2], device=key.device)
         for some in query.split(max(1, _BYTES_AT_ONCE // row), dim=2):
-            sums += (
-                (some @ key.transpose(2, 3)).softmax(dim=-1, dtype=torch.float32).sum(dim=(1, 2))
-            )
-        return self.total(sums.view(images, tokens, -1).mean(dim=2)) / (self.heads * tokens)
+            attention = (some @ key.transpose(2, 3)).softmax(dim=-1, dtype=torch.float32)
+            sums += attention.sum(dim=(1, 2))
+        mean: Tensor = self.total(sums.view(images, tokens, -1).mean(dim=2))
+        return mean / (self.heads * tokens)
 
     def _context(self, normalised: bool) -> Tensor:
         """Eq. 5 in either form, float32 [images, tokens]."""

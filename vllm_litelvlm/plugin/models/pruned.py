@@ -1,10 +1,12 @@
 """The part of a model class that prunes: from a step's images to the tokens that stay of them."""
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank
@@ -16,7 +18,7 @@ from vllm_litelvlm.plugin.family import Family
 from vllm_litelvlm.plugin.metrics import worker_metrics
 from vllm_litelvlm.plugin.parcel import Parcel
 from vllm_litelvlm.plugin.plan import WorkOrder
-from vllm_litelvlm.plugin.processor import PARCELS_FIELD
+from vllm_litelvlm.plugin.processor import PARCELS
 from vllm_litelvlm.plugin.profile import Profile
 from vllm_litelvlm.plugin.runners import follow_resets, mend_cpu_runner
 from vllm_litelvlm.plugin.stopwatch import Section, Stopwatch
@@ -43,7 +45,10 @@ class Media(Protocol):
 
 @dataclass(frozen=True)
 class Group:
-    """Images of a batch that have the same grid of tokens: their numbers, and their signals."""
+    """Pictures of a batch that have the same grid of tokens, and their signals.
+
+    ``images`` numbers the item of each; the frames of a video are pictures of one item, in order.
+    """
 
     images: Sequence[int]
     signals: Signals
@@ -137,7 +142,8 @@ class PrunedModel(ABC):
 
     def embed_multimodal(self, **kwargs: Any) -> MultiModalEmbeddings:
         """Kept tokens of every image of the step, one [kept, width] tensor an image."""
-        parcels = [Parcel.unpack(one) for one in kwargs.pop(PARCELS_FIELD, ())]
+        sent = [one for field in PARCELS for one in kwargs.pop(field, ())]
+        parcels = [Parcel.unpack(one) for one in sent]
         if not parcels:
             return []
         batch = Batch(
@@ -189,12 +195,24 @@ class PrunedModel(ABC):
         device = batch.media.device
         with self._stopwatch.time(guidance_seconds, device) as section:
             groups = self.litelvlm_groups(batch, needed_signals(batch.orders), section)
-        chosen: dict[int, Selection] = {}
+        chosen = defaultdict[int, list[Selection]](list)
         with self._stopwatch.time(selection_seconds, device):
             for group in groups:
                 orders = [batch.orders[image] for image in group.images]
                 keys = [batch.keys[image] for image in group.images]
                 bases = self.litelvlm_bases(group.signals, keys, orders)
                 selections = prune(group.signals, orders, bases)
-                chosen.update(zip(group.images, selections, strict=True))
-        return [chosen[image] for image in range(len(batch.orders))]
+                for image, selection in zip(group.images, selections, strict=True):
+                    chosen[image].append(selection)
+        return [_joined(chosen[image]) for image in range(len(batch.orders))]
+
+
+def _joined(pictures: Sequence[Selection]) -> Selection:
+    """The tokens of an item's pictures, one behind the other."""
+    if len(pictures) == 1:
+        return pictures[0]
+    return Selection(
+        torch.cat([one.tokens for one in pictures]),
+        torch.cat([one.indices for one in pictures]),
+        torch.cat([one.guided for one in pictures]),
+    )

@@ -1,0 +1,205 @@
+"""Qwen-VLs with pruned images and videos in plain transformers, written from descriptions alone.
+
+Nothing of the package is used: the model runs whole, positions are the unpruned prompt's less the
+dropped columns, and scores are computed head by head.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+from transformers.vision_utils import get_vision_window_index
+
+Picture = Image.Image | list[Image.Image]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the tower makes of an image: rows for the language model, and its last attention.
+
+    ``levels`` are [tokens, width], the first for the input, others for deeper layers. The others
+    are [tokens, cell, heads, width], in raster order.
+    """
+
+    grid: tuple[int, int, int]
+    levels: list[Tensor]
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    rotated_query: Tensor
+    rotated_key: Tensor
+
+
+class QwenReference:
+    """The model of a folder, float32."""
+
+    def __init__(self, folder: Path) -> None:
+        self.processor = AutoProcessor.from_pretrained(folder)
+        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+        self.config = self.model.config
+        self.merge = self.config.vision_config.spatial_merge_size
+
+    @torch.no_grad()
+    def see(self, image: Image.Image) -> Seen:
+        made = self.processor.image_processor(images=[image], return_tensors="pt")
+        return self._see(made["pixel_values"], made["image_grid_thw"])
+
+    def _see(self, pixels: Tensor, grid: Tensor) -> Seen:
+        visual, noted = self.model.model.visual, {}
+        last = visual.blocks[-1].attn
+
+        def note(_: Any, given: Any, kwargs: Any) -> None:
+            noted["input"] = kwargs.get("hidden_states", given[0] if given else None)
+            noted["rotary"] = kwargs["position_embeddings"]
+
+        handle = last.register_forward_pre_hook(note, with_kwargs=True)
+        output = visual(pixels, grid_thw=grid, return_dict=True)
+        handle.remove()
+        heads = self.config.vision_config.num_heads
+        parts = last.qkv(noted["input"]).reshape(len(pixels), 3, heads, -1).unbind(1)
+        query, key, value = parts
+        cosine, sine = noted["rotary"]
+        rotated = apply_rotary_pos_emb_vision(query, key, cosine, sine)
+
+        def cells(patches: Tensor) -> Tensor:
+            found = patches.unflatten(0, (-1, self.merge**2))
+            if not hasattr(visual, "window_size"):
+                return found
+            order, _ = get_vision_window_index(
+                grid,
+                spatial_merge_size=self.merge,
+                window_size=visual.window_size,
+                patch_size=visual.patch_size,
+            )
+            back = torch.empty_like(found)
+            back[order] = found
+            return back
+
+        time, rows, columns = grid[0].tolist()
+        return Seen(
+            (time, rows // self.merge, columns // self.merge),
+            [output.pooler_output, *getattr(output, "deepstack_features", [])],
+            *map(cells, (query, key, value, *rotated)),
+        )
+
+    @torch.no_grad()
+    def scores(self, seen: Seen, texts: Sequence[str]) -> dict[str, Tensor]:
+        """By the names of the package's signals, each [tokens], or [texts, tokens]."""
+        received = torch.zeros(seen.key.shape[0] * seen.key.shape[1])
+        heads, width = seen.query.shape[2:]
+        for head in range(heads):
+            keys = seen.rotated_key[:, :, head].flatten(0, 1)
+            for token in range(len(seen.query)):
+                asking = seen.rotated_query[token, :, head].mean(dim=0)
+                received += torch.softmax(keys @ asking / width**0.5, dim=0)
+        received = received.view(len(seen.query), -1).mean(dim=1) / (heads * len(seen.query))
+        first = int(received.argmax())
+        query = seen.query[first].mean(dim=0).flatten()
+        keys, values = (one.flatten(0, 1).flatten(1) for one in (seen.key, seen.value))
+        scale = (heads * width) ** 0.5
+        lengths = values.norm(dim=-1)
+        context = torch.softmax(keys @ query / scale, dim=0) * lengths
+        unit_keys = keys / keys.norm(dim=-1, keepdim=True)
+        normalised = torch.softmax(unit_keys @ (query / query.norm()) / scale, dim=0) * lengths
+        tokens = seen.levels[0]
+        embed = self.model.get_input_embeddings()
+        said = [
+            embed(torch.tensor(self.processor.tokenizer.encode(text, add_special_tokens=False)))
+            for text in texts
+        ]
+        means = torch.stack([one.mean(dim=0) for one in said]) if said else tokens[:0]
+        similarity = means @ tokens.T
+        return {
+            "features": torch.cat(seen.levels, dim=1),
+            "projected": tokens,
+            "cls_attention": received,
+            "keys": seen.key.mean(dim=1).mean(dim=1),
+            "context": context.view(len(seen.query), -1).mean(dim=1),
+            "context_normalised": normalised.view(len(seen.query), -1).mean(dim=1),
+            "similarity": similarity,
+            "cosine": similarity / means.norm(dim=1, keepdim=True) / tokens.norm(dim=1)[None],
+        }
+
+    @torch.no_grad()
+    def follow(
+        self,
+        prompt: str,
+        images: Sequence[Image.Image],
+        kept: Sequence[Sequence[int]],
+        answer: Sequence[int],
+        original: Sequence[bool],
+    ) -> tuple[list[int], list[float]]:
+        """Behind the prompt and each part of an answer: the best token, and how likely the next is.
+
+        Args:
+            prompt: rendered, with a placeholder an image.
+            images: the pictures.
+            kept: the numbers of each image's tokens that stay, in order.
+            answer: token ids; the second result has the log-probability of each.
+            original: whether an image's tokens keep their places.
+        """
+        made = self.processor(text=[prompt], images=list(images), return_tensors="pt")
+        ids = made["input_ids"][0]
+        inner = self.model.model
+        whole, _ = inner.get_rope_index(
+            made["input_ids"], made["mm_token_type_ids"], image_grid_thw=made["image_grid_thw"]
+        )
+        seen = [self.see(image) for image in images]
+        counts = [len(one.levels[0]) for one in seen]
+        visual = (ids == self.config.image_token_id).nonzero()[:, 0].split(counts)
+        columns: list[int] = []
+        rows: list[list[Tensor]] = []
+        following, ahead = (
+            0,
+            0,
+        )  # of the whole prompt's columns, and how much is saved by compaction
+        positions: list[Tensor] = []
+        for image, places in enumerate(visual):
+            for column in range(following, int(places[0])):
+                columns.append(column)
+                positions.append(whole[:, 0, column] - ahead)
+            here = whole[:, 0, places[0]] - ahead
+            for number, index in enumerate(kept[image]):
+                columns.append(int(places[index]))
+                rows.append([level[index] for level in seen[image].levels])
+                own = whole[:, 0, places[index]] - ahead
+                positions.append(own if original[image] else here[0] + number + torch.zeros(3))
+            following = int(places[-1]) + 1
+            taken = max(seen[image].grid[1:])
+            ahead += 0 if original[image] else taken - len(kept[image])
+        for column in range(following, len(ids)):
+            columns.append(column)
+            positions.append(whole[:, 0, column] - ahead)
+        chosen = ids[columns]
+        is_visual = chosen == self.config.image_token_id
+        inputs = self.model.get_input_embeddings()(chosen)
+        inputs[is_visual] = torch.stack([one[0] for one in rows])
+        said = self.model.get_input_embeddings()(torch.tensor(list(answer[:-1]), dtype=torch.long))
+        last = torch.stack(positions)[-1].max()
+        later = last + 1 + torch.arange(len(answer) - 1)
+        every = torch.cat([torch.stack(positions).T, later.expand(3, -1)], dim=1).long()
+        more: dict[str, Any] = {}
+        if len(rows[0]) > 1:
+            padding = torch.zeros(len(answer) - 1, dtype=torch.bool)
+            more["visual_pos_masks"] = torch.cat([is_visual, padding])[None]
+            more["deepstack_visual_embeds"] = [
+                torch.stack([one[level] for one in rows]) for level in range(1, len(rows[0]))
+            ]
+        states = inner.language_model(
+            inputs_embeds=torch.cat([inputs, said])[None], position_ids=every[:, None], **more
+        ).last_hidden_state
+        logits = self.model.lm_head(states)[0, -len(answer) :]
+        likely = logits.log_softmax(dim=-1).gather(1, torch.tensor(list(answer))[:, None])
+        return logits.argmax(dim=-1).tolist(), likely[:, 0].tolist()
+
+
+def as_array(frames: Sequence[Image.Image]) -> np.ndarray:
+    """A video, [frames, height, width, 3]."""
+    return np.stack([np.asarray(frame) for frame in frames])

@@ -1,0 +1,196 @@
+"""Builds Qwen2.5-VL and Qwen3-VL checkpoints in the published layouts, with random weights.
+
+The language model answers nonsense; the rest is as with published weights: the file layout,
+configuration and tensor names of ``Qwen/Qwen2.5-VL-7B-Instruct`` and ``Qwen/Qwen3-VL-8B-Instruct``.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    AutoConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
+
+from vllm_litelvlm.demo.checkpoint import _spread
+from vllm_litelvlm.demo.vocabularies import QWEN_CHAT_TEMPLATE, qwen_tokenizer
+
+Kind = Literal["qwen2_5_vl", "qwen3_vl"]
+
+
+@dataclass(frozen=True)
+class QwenGeometry:
+    """Sizes of the parts; widths and counts as in the configurations of transformers."""
+
+    vision_width: int = 64
+    vision_layers: int = 4
+    vision_heads: int = 2
+    llm_width: int = 64
+    llm_layers: int = 3
+    llm_heads: int = 2
+    llm_kv_heads: int = 2
+    llm_mlp: int = 128
+    vocabulary: int = 2048
+    positions: int = 4096
+    #: Of an image, in visual tokens.
+    least_tokens: int = 4
+    most_tokens: int = 1280
+
+
+#: For tests: seconds to build and to run.
+TINY_QWEN = QwenGeometry()
+
+
+def build_qwen(folder: Path, kind: Kind, geometry: QwenGeometry = TINY_QWEN, seed: int = 0) -> Path:
+    """Write a checkpoint to ``folder``; an existing complete build is used again."""
+    marker = folder / "complete"
+    described = f"{kind} {geometry} {seed}"
+    if marker.is_file() and marker.read_text() == described:
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    tokenizer = qwen_tokenizer(geometry.vocabulary)
+    config = _config(kind, geometry, tokenizer)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    read = AutoConfig.from_pretrained(folder)
+    classes = {
+        "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+        "qwen3_vl": Qwen3VLForConditionalGeneration,
+    }
+    model = classes[kind](read).eval()
+    _spread(model)
+    tensors = {
+        _published_name(name, kind): tensor.contiguous().clone()
+        for name, tensor in model.state_dict().items()
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    generation = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    _processor(kind, geometry, tokenizer).save_pretrained(folder)
+    marker.write_text(described)
+    return folder
+
+
+def _config(kind: Kind, geometry: QwenGeometry, tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
+    """``config.json`` as it is published: of Qwen2.5-VL flat, of Qwen3-VL nested."""
+    width = geometry.llm_width // geometry.llm_heads
+    text: dict[str, Any] = {
+        "hidden_size": geometry.llm_width,
+        "intermediate_size": geometry.llm_mlp,
+        "num_hidden_layers": geometry.llm_layers,
+        "num_attention_heads": geometry.llm_heads,
+        "num_key_value_heads": geometry.llm_kv_heads,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": geometry.positions,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "hidden_act": "silu",
+        "bos_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+    }
+    # Shares of time, height and width in a head's frequencies, as published.
+    space = width // 2 * (6 if kind == "qwen2_5_vl" else 5) // 16
+    section = [width // 2 - 2 * space, space, space]
+    vision: dict[str, Any] = {
+        "depth": geometry.vision_layers,
+        "hidden_size": geometry.vision_width,
+        "intermediate_size": 2 * geometry.vision_width,
+        "num_heads": geometry.vision_heads,
+        "out_hidden_size": geometry.llm_width,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
+    names = ("image_pad", "video_pad", "vision_start", "vision_end")
+    tokens = {
+        f"{name.replace('pad', 'token')}_id"
+        if name.endswith("pad")
+        else f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>")
+        for name in names
+    }
+    if kind == "qwen2_5_vl":
+        return {
+            "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+            "model_type": kind,
+            **text,
+            **tokens,
+            "rope_scaling": {"type": "mrope", "mrope_section": section},
+            "vision_config": {
+                **vision,
+                "patch_size": 14,
+                "in_chans": 3,
+                "window_size": 112,
+                "fullatt_block_indexes": [1, geometry.vision_layers - 1],
+                "tokens_per_second": 2,
+                "hidden_act": "silu",
+            },
+        }
+    return {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "model_type": kind,
+        **tokens,
+        "tie_word_embeddings": False,
+        "text_config": {
+            **text,
+            "model_type": "qwen3_vl_text",
+            "head_dim": width,
+            "attention_bias": False,
+            "rope_scaling": {
+                "rope_type": "default",
+                "mrope_section": section,
+                "mrope_interleaved": True,
+            },
+        },
+        "vision_config": {
+            **vision,
+            "model_type": kind,
+            "patch_size": 16,
+            "in_channels": 3,
+            "num_position_embeddings": 48**2,
+            "deepstack_visual_indexes": [1, 2],
+            "hidden_act": "gelu_pytorch_tanh",
+        },
+    }
+
+
+def _published_name(name: str, kind: Kind) -> str:
+    """The name in published files of a tensor of transformers 5."""
+    if kind == "qwen3_vl":
+        return name
+    return name.replace("model.visual.", "visual.", 1).replace("model.language_model.", "model.", 1)
+
+
+def _processor(kind: Kind, geometry: QwenGeometry, tokenizer: Qwen2Tokenizer) -> Any:
+    patch = 14 if kind == "qwen2_5_vl" else 16
+    cell = (2 * patch) ** 2
+    size = {
+        "shortest_edge": geometry.least_tokens * cell,
+        "longest_edge": geometry.most_tokens * cell,
+    }
+    sizes: dict[str, Any] = {"patch_size": patch, "merge_size": 2, "temporal_patch_size": 2}
+    if kind == "qwen2_5_vl":
+        return Qwen2_5_VLProcessor(
+            Qwen2VLImageProcessor(size=size, **sizes),
+            tokenizer,
+            Qwen2VLVideoProcessor(size=size, **sizes),
+            chat_template=QWEN_CHAT_TEMPLATE,
+        )
+    half = [0.5, 0.5, 0.5]
+    return Qwen3VLProcessor(
+        Qwen2VLImageProcessor(size=size, image_mean=half, image_std=half, **sizes),
+        tokenizer,
+        Qwen3VLVideoProcessor(size=size, **sizes),
+        chat_template=QWEN_CHAT_TEMPLATE,
+    )

@@ -5,7 +5,7 @@ dropped columns, and scores are computed head by head.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,60 +131,55 @@ class QwenReference:
     def follow(
         self,
         prompt: str,
-        images: Sequence[Image.Image],
+        pictures: Sequence[Picture],
         kept: Sequence[Sequence[int]],
         answer: Sequence[int],
-        original: Sequence[bool],
+        original: bool = True,
     ) -> tuple[list[int], list[float]]:
         """Behind the prompt and each part of an answer: the best token, and how likely the next is.
 
         Args:
-            prompt: rendered, with a placeholder an image.
-            images: the pictures.
-            kept: the numbers of each image's tokens that stay, in order.
+            prompt: rendered, with a placeholder a picture.
+            pictures: images, or one video.
+            kept: the numbers of each image's or frame's tokens that stay, in order.
             answer: token ids; the second result has the log-probability of each.
-            original: whether an image's tokens keep their places.
+            original: whether tokens keep their places.
         """
-        made = self.processor(text=[prompt], images=list(images), return_tensors="pt")
+        made, seen, token = self._read(prompt, pictures)
         ids = made["input_ids"][0]
-        inner = self.model.model
-        whole, _ = inner.get_rope_index(
-            made["input_ids"], made["mm_token_type_ids"], image_grid_thw=made["image_grid_thw"]
+        grids = {name: one for name, one in made.items() if name.endswith(("_thw", "grid_ts"))}
+        whole, _ = self.model.model.get_rope_index(
+            made["input_ids"], made["mm_token_type_ids"], **grids
         )
-        seen = [self.see(image) for image in images]
         counts = [len(one.levels[0]) for one in seen]
-        visual = (ids == self.config.image_token_id).nonzero()[:, 0].split(counts)
         columns: list[int] = []
         rows: list[list[Tensor]] = []
-        following, ahead = (
-            0,
-            0,
-        )  # of the whole prompt's columns, and how much is saved by compaction
         positions: list[Tensor] = []
-        for image, places in enumerate(visual):
-            for column in range(following, int(places[0])):
+        following, ahead = 0, 0  # of the prompt's columns; positions saved so far
+
+        def take_words(end: int) -> None:
+            for column in range(following, end):
                 columns.append(column)
                 positions.append(whole[:, 0, column] - ahead)
+
+        for number, places in enumerate((ids == token).nonzero()[:, 0].split(counts)):
+            take_words(int(places[0]))
             here = whole[:, 0, places[0]] - ahead
-            for number, index in enumerate(kept[image]):
+            for order, index in enumerate(kept[number]):
                 columns.append(int(places[index]))
-                rows.append([level[index] for level in seen[image].levels])
+                rows.append([level[index] for level in seen[number].levels])
                 own = whole[:, 0, places[index]] - ahead
-                positions.append(own if original[image] else here[0] + number + torch.zeros(3))
+                positions.append(own if original else here + order)
             following = int(places[-1]) + 1
-            taken = max(seen[image].grid[1:])
-            ahead += 0 if original[image] else taken - len(kept[image])
-        for column in range(following, len(ids)):
-            columns.append(column)
-            positions.append(whole[:, 0, column] - ahead)
+            ahead += 0 if original else max(seen[number].grid[1:]) - len(kept[number])
+        take_words(len(ids))
         chosen = ids[columns]
-        is_visual = chosen == self.config.image_token_id
+        is_visual = chosen == token
         inputs = self.model.get_input_embeddings()(chosen)
         inputs[is_visual] = torch.stack([one[0] for one in rows])
         said = self.model.get_input_embeddings()(torch.tensor(list(answer[:-1]), dtype=torch.long))
-        last = torch.stack(positions)[-1].max()
-        later = last + 1 + torch.arange(len(answer) - 1)
-        every = torch.cat([torch.stack(positions).T, later.expand(3, -1)], dim=1).long()
+        later = positions[-1].max() + 1 + torch.arange(len(answer) - 1)
+        every = torch.cat([torch.stack(positions).T, later.expand(3, -1)], dim=1)
         more: dict[str, Any] = {}
         if len(rows[0]) > 1:
             padding = torch.zeros(len(answer) - 1, dtype=torch.bool)
@@ -192,12 +187,43 @@ class QwenReference:
             more["deepstack_visual_embeds"] = [
                 torch.stack([one[level] for one in rows]) for level in range(1, len(rows[0]))
             ]
-        states = inner.language_model(
+        states = self.model.model.language_model(
             inputs_embeds=torch.cat([inputs, said])[None], position_ids=every[:, None], **more
         ).last_hidden_state
         logits = self.model.lm_head(states)[0, -len(answer) :]
         likely = logits.log_softmax(dim=-1).gather(1, torch.tensor(list(answer))[:, None])
         return logits.argmax(dim=-1).tolist(), likely[:, 0].tolist()
+
+    def _read(self, prompt: str, pictures: Sequence[Picture]) -> tuple[Any, list[Seen], int]:
+        """The unpruned inputs, what is seen of every image or frame, and the placeholder."""
+        if isinstance(pictures[0], Image.Image):
+            made = self.processor(text=[prompt], images=list(pictures), return_tensors="pt")
+            return made, [self.see(one) for one in pictures], self.config.image_token_id
+        [frames] = pictures
+        made = self.processor(
+            text=[prompt],
+            videos=[as_array(frames)],
+            video_metadata=[video_metadata(len(frames))],
+            do_sample_frames=False,
+            return_tensors="pt",
+        )
+        video = self._see(made["pixel_values_videos"], made["video_grid_thw"])
+        seen = [
+            replace(video, levels=list(levels))
+            for levels in zip(*(level.chunk(video.grid[0]) for level in video.levels), strict=True)
+        ]
+        return made, seen, self.config.video_token_id
+
+
+def video_metadata(frames: int) -> dict[str, Any]:
+    """Of a video of two frames a second."""
+    return {
+        "fps": 2.0,
+        "duration": frames / 2,
+        "total_num_frames": frames,
+        "frames_indices": list(range(frames)),
+        "video_backend": "opencv",
+    }
 
 
 def as_array(frames: Sequence[Image.Image]) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,7 @@ from vllm_litelvlm.options import ServerOptions, parse_request_options, parse_se
 from vllm_litelvlm.plugin.config import settle_options
 from vllm_litelvlm.plugin.parcel import Parcel, pack
 from vllm_litelvlm.plugin.plan import Plan, WorkOrder
-from vllm_litelvlm.plugin.processor import PruningProcessor
+from vllm_litelvlm.plugin.planner import Planner
 from vllm_litelvlm.pruning.keep_all import KeepAll
 from vllm_litelvlm.pruning.registry import method_names
 from vllm_litelvlm.pruning.traits import Traits
@@ -169,16 +168,12 @@ class _Turns:
 def settle(turns: _Turns, server: dict[str, Any] | None = None, **options: Any) -> Plan:
     """The processor's decision for a request with an image, without an engine."""
     bounds = parse_server_options(server or {})
-    processor = SimpleNamespace(
-        traits=Traits("LLaVA-1.5", tokens=576),
-        _image_token_id=7,
-        settings=SimpleNamespace(server=bounds),
-        _reader=turns,
-    )
-    processor._texts = partial(PruningProcessor._texts, processor)
-    said, focus = settle_options(options, bounds, processor.traits)
-    plans = [Plan.decide(said, 576, traits=processor.traits)]
-    layout = PruningProcessor._lay_out(processor, said, focus, bounds, [1, 7], plans, None)
+    traits = Traits("LLaVA-1.5", tokens=576)
+    settings: Any = SimpleNamespace(server=bounds, block=0)
+    reader: Any = turns
+    planner = Planner(traits, settings, 7, None, lambda: reader)
+    said, focus = settle_options(options, bounds, traits)
+    layout = planner.lay_out(said, focus, bounds, [1, 7], [planner.plan(said, bounds, 576)], None)
     [item] = layout.items
     return item.plan
 

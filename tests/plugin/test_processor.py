@@ -159,7 +159,7 @@ def test_guide_all_takes_the_latest_turns_when_there_are_too_many(
 
 def test_named_picture_that_nobody_has_is_refused_without_vllms_cache(processor: Any) -> None:
     with pytest.raises(VLLMValidationError, match="its data is not provided and not in any cache"):
-        processor._apply_hf_processor_main(_items([None]), {"litelvlm": []})
+        processor._apply_hf_processor_main(_items({"image": [None]}), {"litelvlm": {}})
 
 
 def test_pixels_are_kept_until_vllm_clears_its_cache(build: Any) -> None:

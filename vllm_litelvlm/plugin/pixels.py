@@ -17,8 +17,8 @@ from vllm_litelvlm.plugin.metrics import count_pixels
 from vllm_litelvlm.pruning.window import Window
 from vllm_litelvlm.vision.frame import padded, size, window
 
-#: What a picture is to a model: a tensor, or several by name.
-Pixels = Tensor | Mapping[str, Tensor]
+#: What a picture is to a model: a tensor, or several things by name.
+Pixels = Tensor | Mapping[str, Any]
 #: How many of the names that clients gave to images are remembered.
 _NAMES = 16_384
 
@@ -33,6 +33,8 @@ class Picture:
         kept: where pixels may be, under what was sent with the name before.
         padding: the colour to pad to a square with, RGB from 0 to 1; None where it is cropped.
         grid: patches a side.
+        modality: "image" or "video".
+        arguments: of the request for its preprocessing.
     """
 
     def __init__(
@@ -43,12 +45,19 @@ class Picture:
         kept: "PixelCache",
         padding: Sequence[float] | None = None,
         grid: int = 1,
+        modality: str = "image",
+        arguments: Mapping[str, object] | None = None,
     ) -> None:
+        self.modality, self.arguments = modality, arguments or {}
+        #: What was made of it, once it was.
+        self.made: Pixels | None = None
         self._given, self._padding = image, padding
         self._digest = digest if padding is None else partial(digest, padding=list(padding))
         self.name = None if name is None else self._digest(name=name)
         named = image is None and self.name is not None
-        self._known = kept.key_of(self.name) if named else None
+        #: The key of what had its name before, be its pixels there or not.
+        self.named = kept.key_named(self.name) if named else None
+        self._known = self.named if self.named is not None and self.named in kept else None
         self._known_size = kept.size_of(self.name) if named else None
         self._grid = grid
 
@@ -72,7 +81,9 @@ class Picture:
     @cached_property
     def key(self) -> bytes:
         """Pictures of equal keys have equal pixels."""
-        return self._known or bytes.fromhex(self._digest(image=self.encoded or self._given))
+        if self._known is not None:
+            return self._known
+        return bytes.fromhex(self._digest(**{self.modality: self.encoded or self._given}))
 
     @property
     def identity(self) -> str:
@@ -91,7 +102,10 @@ class Picture:
 
     @property
     def _plain(self) -> Any:
-        return self._given.media if self._came_encoded else self._given
+        if isinstance(self._given, tuple):  # a video's frames, and what is known of them
+            frames, metadata = self._given
+            return _unwrapped(frames), metadata
+        return _unwrapped(self._given)
 
     @property
     def _came_encoded(self) -> bool:
@@ -150,10 +164,13 @@ class PixelCache:
         """Whether the pixels of an encoded image are kept. Any thread may ask."""
         return digest in self._encoded
 
-    def key_of(self, name: str | None) -> bytes | None:
-        """The key of the picture that last had a name, if its pixels are still there."""
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._kept
+
+    def key_named(self, name: str | None) -> bytes | None:
+        """The key of the picture that last had a name."""
         named = self._names.get(name)
-        return named.key if named is not None and named.key in self._kept else None
+        return None if named is None else named.key
 
     def size_of(self, name: str | None) -> tuple[int, int] | None:
         """The size of the picture that last had a name: vLLM may still have its pixels."""
@@ -169,7 +186,8 @@ class PixelCache:
 
     def _keep(self, picture: Picture, pixels: Pixels) -> None:
         if picture.name is not None:
-            self._names[picture.name] = _Named(picture.key, picture.size)
+            size = picture.size if picture.modality == "image" else None
+            self._names[picture.name] = _Named(picture.key, size)
             self._names.move_to_end(picture.name)
             if len(self._names) > _NAMES:
                 self._names.popitem(last=False)
@@ -190,5 +208,11 @@ class PixelCache:
             self._encoded.discard(oldest.encoded)
 
 
-def _nbytes(pixels: Pixels) -> int:
-    return pixels.nbytes if isinstance(pixels, Tensor) else sum(map(_nbytes, pixels.values()))
+def _nbytes(pixels: Any) -> int:
+    if isinstance(pixels, Mapping):
+        return sum(map(_nbytes, pixels.values()))
+    return pixels.nbytes if isinstance(pixels, Tensor) else 0
+
+
+def _unwrapped(media: Any) -> Any:
+    return media.media if isinstance(media, MediaWithBytes) else media

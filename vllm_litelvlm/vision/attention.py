@@ -77,8 +77,8 @@ class LastAttention:
         for some in query.split(max(1, _BYTES_AT_ONCE // row), dim=2):
             attention = (some @ key.transpose(2, 3)).softmax(dim=-1, dtype=torch.float32)
             sums += attention.sum(dim=(1, 2))
-        mean: Tensor = self.total(sums.view(images, tokens, -1).mean(dim=2))
-        return mean / (self.heads * tokens)
+        mean = self.total(sums.view(images, tokens, -1).mean(dim=2))
+        return mean.div(self.heads * tokens)
 
     def _context(self, normalised: bool) -> Tensor:
         """Eq. 5 in either form, float32 [images, tokens]."""

@@ -63,10 +63,10 @@ class LlavaFamily(ClipFamily):
 class LlavaProcessor(ClipTexts, LlavaMultiModalProcessor):
     """LLaVA's processor, whose pixels travel as bytes where that changes none of them."""
 
-    def count_tokens(self, picture: Picture, others: Mapping[str, object]) -> int:
+    def shape(self, picture: Picture) -> tuple[int, int]:
         """The same of every picture."""
         assert self.traits.tokens is not None
-        return self.traits.tokens
+        return 1, self.traits.tokens
 
     def padding(self, frame: Frame) -> tuple[float, ...] | None:
         """The mean colour, which the image processor takes for none.
@@ -91,13 +91,13 @@ class LlavaProcessor(ClipTexts, LlavaMultiModalProcessor):
         with torch.device("cpu"), set_default_torch_dtype(torch.float32):
             return ByteProcessor.of(self.info.get_hf_processor().image_processor)
 
-    def preprocess(self, picture: Picture, others: Mapping[str, object]) -> Tensor:
+    def preprocess(self, picture: Picture) -> Tensor:
         """Bytes, uint8 [side, side, 3], or numbers, [1, 3, side, side]."""
         image = picture.image
         # Arrays may hold other numbers than bytes.
-        if not others and self.bytes_of is not None and isinstance(image, Image.Image):
+        if not picture.arguments and self.bytes_of is not None and isinstance(image, Image.Image):
             return self.bytes_of(image)
-        made = super().preprocess(picture, others)
+        made = super().preprocess(picture)
         assert isinstance(made, Mapping)
         numbers: Tensor = made["pixel_values"]
         # With their batch dimension: vLLM puts equal shapes into one tensor, and would take

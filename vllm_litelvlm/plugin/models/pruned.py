@@ -142,7 +142,7 @@ class PrunedModel(ABC):
 
     def embed_multimodal(self, **kwargs: Any) -> MultiModalEmbeddings:
         """Kept tokens of every image of the step, one [kept, width] tensor an image."""
-        sent = [one for field in PARCELS for one in kwargs.pop(field, ())]
+        sent = [one for field in PARCELS.values() for one in kwargs.pop(field, ())]
         parcels = [Parcel.unpack(one) for one in sent]
         if not parcels:
             return []

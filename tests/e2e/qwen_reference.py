@@ -46,6 +46,16 @@ class QwenReference:
         self.config = self.model.config
         self.merge = self.config.vision_config.spatial_merge_size
 
+    def prompt(self, question: str, pictures: Sequence[Picture]) -> str:
+        """A chat with one question about the pictures, rendered."""
+        kinds = ["image" if isinstance(one, Image.Image) else "video" for one in pictures]
+        parts: list[dict[str, str]] = [{"type": kind} for kind in kinds]
+        content = [*parts, {"type": "text", "text": question}]
+        rendered: str = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        return rendered
+
     @torch.no_grad()
     def see(self, image: Image.Image) -> Seen:
         made = self.processor.image_processor(images=[image], return_tensors="pt")
@@ -216,13 +226,13 @@ class QwenReference:
 
 
 def video_metadata(frames: int) -> dict[str, Any]:
-    """Of a video of two frames a second."""
+    """Of a video of a frame a second, as which vLLM takes a sequence of JPEGs."""
     return {
-        "fps": 2.0,
-        "duration": frames / 2,
+        "fps": 1.0,
+        "duration": float(frames),
         "total_num_frames": frames,
         "frames_indices": list(range(frames)),
-        "video_backend": "opencv",
+        "video_backend": "jpeg_sequence",
     }
 
 

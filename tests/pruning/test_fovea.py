@@ -33,9 +33,11 @@ def weigh(
     return wanted, [1 + strength * v + context_strength * c for v, c in pairs]
 
 
-def spread(weights: Vector, budget: int, base: Sequence[int], calls: Calls) -> list[int]:
-    """Patches in the order of their choice."""
-    side = math.isqrt(len(weights))
+def spread(
+    weights: Vector, budget: int, base: Sequence[int], calls: Calls, columns: int | None = None
+) -> list[int]:
+    """Patches in the order of their choice, of a square grid or one of so many columns."""
+    side = columns or math.isqrt(len(weights))
     chosen = list(base)
 
     def apart(one: int, other: int) -> int:
@@ -85,7 +87,7 @@ def derive(
         strength,
         options.get("context", 4),
     )
-    kept = sorted(spread(weights, budget, base, calls))
+    kept = sorted(spread(weights, budget, base, calls, signals.row_length))
     mean = math.fsum(wanted) / len(wanted)
     if strength and any(wanted):
         for patch in kept:

@@ -2,6 +2,7 @@
 
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -26,17 +27,18 @@ PUBLISHED = 54 / 64
 def derive(
     signals: Signals, image: int, budget: int, share: float, calls: Calls
 ) -> tuple[list[int], list[Vector]]:
-    """Indices and tokens in order."""
+    """Indices and tokens in order; of a tower without [CLS], which is then not kept."""
     features = signals[Signal.FEATURES][image].double().tolist()
     attention = signals[Signal.CLS_ATTENTION][image].double().tolist()
     keys = [unit(key) for key in signals[Signal.KEYS][image].double().tolist()]
     patches, width = range(len(attention)), len(features[0])
-    dominant = max(1, math.floor(budget * share + 0.5))  # [CLS] is never left out
+    own = len(features) - len(attention)  # [CLS], where there is one
+    dominant = max(own, math.floor(budget * share + 0.5))  # it is never left out
     contextual = budget - dominant
     falling = sorted(patches, key=lambda patch: -attention[patch])
-    attended = sorted(falling[: dominant - 1])
-    indices = [CLS, *attended]
-    tokens = [features[1 + patch] for patch in indices]  # [CLS] comes first and is -1
+    attended = sorted(falling[: dominant - own])
+    indices = [CLS] * own + attended
+    tokens = [features[own + patch] for patch in indices]  # [CLS] comes first and is -1
     if contextual:
         rest = [patch for patch in patches if patch not in attended]
         step = max(1, len(rest) // contextual)
@@ -49,10 +51,10 @@ def derive(
                 calls.cut([cosine[target] for target in nearest], 1)
                 joined[nearest[0]].append(patch)
         for target, members in joined.items():
-            vectors = [features[1 + member] for member in members]
+            vectors = [features[own + member] for member in members]
             mean = weighted_sum(vectors, [1 / max(1, len(members))] * len(members), width)
             indices.append(target)
-            tokens.append(add(features[1 + target], mean))
+            tokens.append(add(features[own + target], mean))
     return indices, tokens
 
 
@@ -79,6 +81,27 @@ def test_default_share_gives_the_published_counts(budget: int, dominant: int) ->
     top = signals[Signal.CLS_ATTENTION][0].topk(dominant - 1).indices
     assert indices[1:dominant] == sorted(top.tolist())
     assert indices[dominant:] == sorted(indices[dominant:])
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_tower_without_cls_has_one_attended_token_more(seed: int) -> None:
+    shape = random_shape(seed)
+
+    def without_cls(*args: Any, **kwargs: Any) -> Signals:
+        signals = random_signals(*args, **kwargs)
+        return with_values(signals, {Signal.FEATURES: signals.patch_tokens})
+
+    signals, expected = clear_case(
+        seed,
+        shape,
+        8,
+        lambda *case: derive(*case[:2], shape.budget, PUBLISHED, case[2]),
+        make=without_cls,
+    )
+    selection = build_pruner("visionzip", {}).select(signals, shape.budget)
+    for one, (indices, tokens) in zip(selection.unbind(), expected, strict=True):
+        assert one.indices.tolist() == indices
+        torch.testing.assert_close(one.tokens, torch.tensor(tokens), rtol=1e-5, atol=1e-5)
 
 
 def _by_hand(budget: int, share: float) -> Selection:

@@ -202,7 +202,7 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
                     self._planner.plan(options, server, self.shape(picture)[1], picture.window)
                     for picture in pictures
                 ]
-                self._check_places(inputs.prompt, plans, pictures)
+                self.check_places(inputs.prompt, plans, pictures)
                 layout = self._planner.lay_out(
                     options, focus, server, inputs.prompt, plans, conversation
                 )
@@ -257,10 +257,13 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
                 )
         return found
 
-    def _check_places(
+    def check_places(
         self, prompt: Sequence[int], plans: Sequence[Plan], pictures: Sequence[Picture]
     ) -> None:
-        """Refuse a prompt that fits only because it is pruned: its last positions do not exist."""
+        """Refuse a prompt that fits only because it is pruned: its last positions do not exist.
+
+        Raises OptionsError.
+        """
         if not any(plan.original for plan in plans):
             return
         limit = position_limit(self.info.ctx.model_config)

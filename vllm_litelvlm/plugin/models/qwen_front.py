@@ -15,7 +15,7 @@ from vllm.model_executor.models.qwen3_vl import Qwen3VLMultiModalProcessor
 from vllm.multimodal.inputs import MultiModalKwargsItem
 from vllm.multimodal.processing.processor import PromptUpdateDetails, PromptUpdateInfo
 
-from vllm_litelvlm.errors import CompatibilityError
+from vllm_litelvlm.errors import CompatibilityError, OptionsError
 from vllm_litelvlm.options import PruningOptions
 from vllm_litelvlm.plugin.family import Family, refuse_drafts_and_stages
 from vllm_litelvlm.plugin.grid import Placing, Span
@@ -139,6 +139,19 @@ class QwenProcessor(PruningProcessor):
         """Those of a grid are the longer of its sides."""
         grid = self._grid(picture)
         return span_of(plan, grid, times=(0,) * grid.frames).positions
+
+    def check_places(
+        self, prompt: Sequence[int], plans: Sequence[Plan], pictures: Sequence[Picture]
+    ) -> None:
+        """Refuse a prompt that ends in a picture, too: where it goes on is not known in time."""
+        super().check_places(prompt, plans, pictures)
+        visual = [target[-1:] for target in self.targets().values()]
+        if any(plan.original for plan in plans) and list(prompt[-1:]) in visual:
+            raise OptionsError(
+                "litelvlm option 'positions' is \"original\", by which a prompt that ends in an "
+                "image cannot be continued. Write something behind the image, or ask for "
+                '"compact".'
+            )
 
     def tokenize_texts(self, texts: Sequence[str]) -> Tensor:
         """By the language model's own tokenizer, without special tokens."""

@@ -1,0 +1,109 @@
+"""Servers of tiny Qwen-VLs, and what tests ask them."""
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tests.e2e.client import Answer, ask, data_url
+from tests.e2e.conftest import TracedServer
+from tests.e2e.qwen_reference import Picture, QwenReference
+from tests.e2e.runners import Runner
+from vllm_litelvlm.demo.qwen import Kind, build_qwen
+from vllm_litelvlm.demo.server import serve
+
+KINDS: tuple[Kind, ...] = ("qwen2_5_vl", "qwen3_vl")
+#: Steps that cut images, and a KV cache that a few long requests fill.
+ARGUMENTS = (
+    "--served-model-name=model",
+    "--dtype=float32",
+    "--enforce-eager",
+    "--max-model-len=2048",
+    "--max-num-seqs=16",
+    "--max-num-batched-tokens=96",
+    "--num-gpu-blocks-override=24",
+    '--limit-mm-per-prompt={"image": 3, "video": 1}',
+)
+
+
+@dataclass(frozen=True)
+class QwenServer:
+    """A server with the plugin, and the same model in transformers."""
+
+    kind: Kind
+    folder: Path
+    traced: TracedServer
+    reference: QwenReference
+
+    def kept(
+        self, question: str, pictures: Sequence[Picture], options: Any, tokens: int = 1
+    ) -> tuple[Answer, list[list[int]]]:
+        """An answer, and the tokens that were kept of each image or frame for it."""
+        self.traced.forget()
+        before = len(self.traced.selections())
+        answer = ask(self.traced.url, turn(question, pictures), options, tokens)
+        lines = self.traced.selections()[before:]
+        assert len(lines) == len(pictures)
+        if isinstance(pictures[0], Image.Image):
+            return answer, [line["kept"] for line in lines]
+        frames, [line] = (len(pictures[0]) + 1) // 2, lines
+        return answer, split(line["kept"], frames)
+
+
+def split(kept: Sequence[int], frames: int) -> list[list[int]]:
+    """What was kept of a video, frame by frame; of one that is whole all is numbered on."""
+    each = len(kept) // frames
+    parts = [list(kept[frame * each : (frame + 1) * each]) for frame in range(frames)]
+    is_whole = list(kept) == list(range(len(kept)))
+    return [[one % each for one in part] for part in parts] if is_whole else parts
+
+
+@contextmanager
+def qwen_server(kind: Kind, runner: Runner, folder: Path) -> Iterator[QwenServer]:
+    """With 1 GiB of nothing but what requests need."""
+    model, trace = build_qwen(folder / "model", kind), folder / "trace.jsonl"
+    with serve(
+        model,
+        arguments=ARGUMENTS,
+        environment={
+            **runner.environment,
+            "VLLM_LITELVLM_TRACE": str(trace),
+            "VLLM_SERVER_DEV_MODE": "1",
+        },
+        log=folder / "server.log",
+    ) as running:
+        yield QwenServer(kind, model, TracedServer(running.url, trace), QwenReference(model))
+
+
+def turn(question: str, pictures: Sequence[Picture]) -> dict[str, Any]:
+    """A user's turn with images or videos, in front of the question."""
+    parts = [
+        {"type": "image_url", "image_url": {"url": data_url(one)}}
+        if isinstance(one, Image.Image)
+        else {"type": "video_url", "video_url": {"url": video_url(one)}}
+        for one in pictures
+    ]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+
+
+def video_url(frames: Sequence[Image.Image]) -> str:
+    """A sequence of JPEGs, as vLLM takes one for a video."""
+    return "data:video/jpeg;base64," + ",".join(map(_jpeg, frames))
+
+
+def as_sent(frames: Sequence[Image.Image]) -> list[Image.Image]:
+    """What the server sees of a video."""
+    return [
+        Image.open(io.BytesIO(base64.b64decode(_jpeg(frame)))).convert("RGB") for frame in frames
+    ]
+
+
+def _jpeg(frame: Image.Image) -> str:
+    kept = io.BytesIO()
+    frame.save(kept, format="JPEG", quality=95)
+    return base64.b64encode(kept.getvalue()).decode()

@@ -48,9 +48,10 @@ class QwenServer:
         before = len(self.traced.selections())
         answer = ask(self.traced.url, turn(question, pictures), options, tokens)
         lines = self.traced.selections()[before:]
-        assert len(lines) == len(pictures)
+        different = list(dict.fromkeys(map(id, pictures)))  # equal ones are encoded once
+        assert len(lines) == len(different)
         if isinstance(pictures[0], Image.Image):
-            return answer, [line["kept"] for line in lines]
+            return answer, [lines[different.index(id(one))]["kept"] for one in pictures]
         frames, [line] = (len(pictures[0]) + 1) // 2, lines
         return answer, split(line["kept"], frames)
 

@@ -153,7 +153,7 @@ class QwenReference:
             pictures: images, or one video.
             kept: the numbers of each image's or frame's tokens that stay, in order.
             answer: token ids; the second result has the log-probability of each.
-            original: whether tokens keep their places.
+            original: whether tokens keep their places; all of a picture always do.
         """
         made, seen, token = self._read(prompt, pictures)
         ids = made["input_ids"][0]
@@ -175,13 +175,14 @@ class QwenReference:
         for number, places in enumerate((ids == token).nonzero()[:, 0].split(counts)):
             take_words(int(places[0]))
             here = whole[:, 0, places[0]] - ahead
+            placed = original or len(kept[number]) == len(places)
             for order, index in enumerate(kept[number]):
                 columns.append(int(places[index]))
                 rows.append([level[index] for level in seen[number].levels])
                 own = whole[:, 0, places[index]] - ahead
-                positions.append(own if original else here + order)
+                positions.append(own if placed else here + order)
             following = int(places[-1]) + 1
-            ahead += 0 if original else max(seen[number].grid[1:]) - len(kept[number])
+            ahead += 0 if placed else max(seen[number].grid[1:]) - len(kept[number])
         take_words(len(ids))
         chosen = ids[columns]
         is_visual = chosen == token

@@ -27,6 +27,7 @@ ARGUMENTS = (
     "--max-num-seqs=16",
     "--max-num-batched-tokens=96",
     "--num-gpu-blocks-override=24",
+    "--trust-request-chat-template",
     '--limit-mm-per-prompt={"image": 3, "video": 1}',
 )
 

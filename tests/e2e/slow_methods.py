@@ -1,6 +1,6 @@
 """Every method as its own tests derive it again: slowly, from scores in plain lists.
 
-Each takes the signals of one image without [CLS], and a budget; methods are as they are by default
+Each takes the signals of one image without [CLS], a budget, and what notes close calls; methods are as they are by default
 for a model whose guidance is the language model's embeddings.
 """
 
@@ -21,7 +21,7 @@ from tests.pruning.rederivation import Calls
 from vllm_litelvlm.pruning.base import Signal, Signals
 
 
-def _litelvlm(signals: Signals, budget: int) -> list[int]:
+def _litelvlm(signals: Signals, budget: int, calls: Calls) -> list[int]:
     options = {
         "variant": "paper",
         "guidance": "similarity",
@@ -35,39 +35,41 @@ def _litelvlm(signals: Signals, budget: int) -> list[int]:
     return test_litelvlm.expected_selection(similarity, context, budget, options)[0]
 
 
-def _fovea(signals: Signals, budget: int) -> list[int]:
+def _fovea(signals: Signals, budget: int, calls: Calls) -> list[int]:
     options = {"guidance": "similarity"}
-    return test_fovea.derive(signals, 0, options, budget, [], Calls(), 8)[0]
+    return test_fovea.derive(signals, 0, options, budget, [], calls, 8)[0]
 
 
-def _trim(signals: Signals, budget: int) -> list[int]:
-    return [*test_trim.derive(signals, 0, budget, 1, Calls())[0], signals.patches]
+def _trim(signals: Signals, budget: int, calls: Calls) -> list[int]:
+    return [*test_trim.derive(signals, 0, budget, 1, calls)[0], signals.patches]
 
 
-def _random(signals: Signals, budget: int) -> list[int]:
+def _random(signals: Signals, budget: int, calls: Calls) -> list[int]:
     generator = torch.Generator().manual_seed(0)
     return sorted(torch.randperm(signals.patches, generator=generator)[:budget].tolist())
 
 
-def _highest(signal: Signal) -> Callable[[Signals, int], list[int]]:
-    def kept(signals: Signals, budget: int) -> list[int]:
+def _highest(signal: Signal) -> Callable[[Signals, int, Calls], list[int]]:
+    def kept(signals: Signals, budget: int, calls: Calls) -> list[int]:
         scores = signals[signal][0].tolist()
         return sorted(sorted(range(len(scores)), key=lambda one: -scores[one])[:budget])
 
     return kept
 
 
-SLOW_METHODS: dict[str, Callable[[Signals, int], list[int]]] = {
+SLOW_METHODS: dict[str, Callable[[Signals, int, Calls], list[int]]] = {
     "litelvlm": _litelvlm,
     "fovea": _fovea,
     "random": _random,
     "context": _highest(Signal.CONTEXT),
     "cls-attention": _highest(Signal.CLS_ATTENTION),
     "trim": _trim,
-    "visionzip": lambda signals, budget: test_visionzip.derive(
-        signals, 0, budget, test_visionzip.PUBLISHED, Calls()
+    "visionzip": lambda signals, budget, calls: test_visionzip.derive(
+        signals, 0, budget, test_visionzip.PUBLISHED, calls
     )[0],
-    "vispruner": lambda signals, budget: test_vispruner.derive(signals, 0, budget, 0.5, Calls()),
-    "divprune": lambda signals, budget: test_divprune.derive(signals, 0, budget, Calls()),
-    "cdpruner": lambda signals, budget: test_cdpruner.derive(signals, 0, budget, Calls()),
+    "vispruner": lambda signals, budget, calls: test_vispruner.derive(
+        signals, 0, budget, 0.5, calls
+    ),
+    "divprune": lambda signals, budget, calls: test_divprune.derive(signals, 0, budget, calls),
+    "cdpruner": lambda signals, budget, calls: test_cdpruner.derive(signals, 0, budget, calls),
 }

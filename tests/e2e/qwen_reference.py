@@ -162,6 +162,7 @@ class QwenReference:
             made["input_ids"], made["mm_token_type_ids"], **grids
         )
         counts = [len(one.levels[0]) for one in seen]
+        is_run = self.config.model_type == "qwen2_5_vl" and token == self.config.video_token_id
         columns: list[int] = []
         rows: list[list[Tensor]] = []
         positions: list[Tensor] = []
@@ -183,6 +184,10 @@ class QwenReference:
                 positions.append(own if placed else here + order)
             following = int(places[-1]) + 1
             ahead += 0 if placed else max(seen[number].grid[1:]) - len(kept[number])
+        # transformers 5.19 lets words go on behind a video's height and width, vLLM behind its time
+        # too, as transformers 4 did.
+        times = whole[0, 0, ids == token]
+        ahead -= max(0, int(times.max() - times.min()) + 1 - max(seen[-1].grid[1:])) * is_run
         take_words(len(ids))
         chosen = ids[columns]
         is_visual = chosen == token

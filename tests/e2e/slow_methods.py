@@ -1,7 +1,7 @@
 """Every method as its own tests derive it again: slowly, from scores in plain lists.
 
-Each takes the signals of one image without [CLS], a budget, and what notes close calls; methods are as they are by default
-for a model whose guidance is the language model's embeddings.
+Each takes the signals of one image without [CLS], a budget, and what notes close calls. Methods are
+as they are by default for a model whose guidance is the language model's embeddings.
 """
 
 from collections.abc import Callable

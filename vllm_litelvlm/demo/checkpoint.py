@@ -147,7 +147,7 @@ def _write_clip(folder: Path, geometry: Geometry) -> CLIPModel:
         projection_dim=geometry.projection,
     )
     model = CLIPModel(config).eval()
-    _spread(model)
+    spread(model)
     if model.device.type == "meta":
         model.config.save_pretrained(folder)
     else:
@@ -193,8 +193,8 @@ def _write_llava(folder: Path, geometry: Geometry, clip: CLIPModel, dtype: torch
 def _llava_tensors(config: LlavaConfig, clip: CLIPModel, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tower of ``clip``, and the rest with random weights, under the published names."""
     model = LlavaForConditionalGeneration(config).eval()
-    _spread(model.model.language_model)
-    _spread(model.model.multi_modal_projector)
+    spread(model.model.language_model)
+    spread(model.model.multi_modal_projector)
     state = {
         f"vision_tower.{name}": tensor
         for name, tensor in clip.state_dict().items()
@@ -236,7 +236,7 @@ def image_processor(geometry: Geometry) -> CLIPImageProcessorPil:
     )
 
 
-def _spread(module: nn.Module) -> None:
+def spread(module: nn.Module) -> None:
     """Weights large enough that outputs really depend on the image and on every token.
 
     The usual start (deviation 0.02) makes a small untrained model nearly constant.
@@ -249,3 +249,7 @@ def _spread(module: nn.Module) -> None:
                     child.bias.normal_(std=0.1)
             elif isinstance(child, nn.Embedding):
                 child.weight.normal_(std=1.0)
+            else:  # experts, [experts, out, in]
+                for weight in child.parameters(recurse=False):
+                    if weight.ndim == 3:
+                        weight.normal_(std=1.5 * weight.shape[-1] ** -0.5)

@@ -11,22 +11,22 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import (
     AutoConfig,
-    Qwen2_5_VLForConditionalGeneration,
+    AutoModelForImageTextToText,
     Qwen2_5_VLProcessor,
     Qwen2Tokenizer,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
-    Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
 
-from vllm_litelvlm.demo.checkpoint import _spread
+from vllm_litelvlm.demo.checkpoint import spread
 from vllm_litelvlm.demo.vocabularies import QWEN_CHAT_TEMPLATE, qwen_tokenizer
 
-Kind = Literal["qwen2_5_vl", "qwen3_vl"]
+Kind = Literal["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,9 @@ def build_qwen(folder: Path, kind: Kind, geometry: QwenGeometry = TINY_QWEN, see
     config = _config(kind, geometry, tokenizer)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     read = AutoConfig.from_pretrained(folder)
-    classes = {
-        "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
-        "qwen3_vl": Qwen3VLForConditionalGeneration,
-    }
-    model = classes[kind](read).eval()
-    _spread(model)
-    tensors = {
-        _published_name(name, kind): tensor.contiguous().clone()
-        for name, tensor in model.state_dict().items()
-    }
+    model = AutoModelForImageTextToText.from_config(read).eval()
+    spread(model)
+    tensors = dict(_published(name, tensor, kind) for name, tensor in model.state_dict().items())
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     generation = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     (folder / "generation_config.json").write_text(json.dumps(generation))
@@ -137,14 +130,25 @@ def _config(kind: Kind, geometry: QwenGeometry, tokenizer: Qwen2Tokenizer) -> di
                 "hidden_act": "silu",
             },
         }
+    experts: dict[str, Any] = {}
+    if kind == "qwen3_vl_moe":
+        experts = {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 3 * geometry.llm_mlp // 8,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "norm_topk_prob": True,
+        }
     return {
-        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "architectures": [f"Qwen3VL{'Moe' if experts else ''}ForConditionalGeneration"],
         "model_type": kind,
         **tokens,
         "tie_word_embeddings": False,
         "text_config": {
             **text,
-            "model_type": "qwen3_vl_text",
+            **experts,
+            "model_type": f"{kind}_text",
             "head_dim": width,
             "attention_bias": False,
             "rope_scaling": {
@@ -165,11 +169,14 @@ def _config(kind: Kind, geometry: QwenGeometry, tokenizer: Qwen2Tokenizer) -> di
     }
 
 
-def _published_name(name: str, kind: Kind) -> str:
-    """The name in published files of a tensor of transformers 5."""
-    if kind == "qwen3_vl":
-        return name
-    return name.replace("model.visual.", "visual.", 1).replace("model.language_model.", "model.", 1)
+def _published(name: str, tensor: Tensor, kind: Kind) -> tuple[str, Tensor]:
+    """Name and tensor as published files have what transformers 5 has."""
+    if kind == "qwen2_5_vl":
+        name = name.replace("model.visual.", "visual.", 1)
+        name = name.replace("model.language_model.", "model.", 1)
+    elif ".experts." in name:
+        tensor = tensor.transpose(1, 2)
+    return name, tensor.contiguous().clone()
 
 
 def _processor(kind: Kind, geometry: QwenGeometry, tokenizer: Qwen2Tokenizer) -> Any:

@@ -14,6 +14,7 @@ MODELS = {
     "LlavaForConditionalGeneration": "vllm_litelvlm.plugin.models.llava:LiteLVLMLlava",
     "Qwen2_5_VLForConditionalGeneration": f"{_QWEN}:LiteLVLMQwen25VL",
     "Qwen3VLForConditionalGeneration": f"{_QWEN}:LiteLVLMQwen3VL",
+    "Qwen3VLMoeForConditionalGeneration": f"{_QWEN}:LiteLVLMQwen3VLMoe",
 }
 
 

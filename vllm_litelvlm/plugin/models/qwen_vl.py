@@ -18,6 +18,10 @@ from vllm.model_executor.models.qwen3_vl import (
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessingInfo,
 )
+from vllm.model_executor.models.qwen3_vl_moe import (
+    Qwen3VLMoeForConditionalGeneration,
+    Qwen3VLMoeProcessingInfo,
+)
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
@@ -180,3 +184,12 @@ class LiteLVLMQwen3VL(PrunedQwen, Qwen3VLForConditionalGeneration):
     """vLLM's Qwen3-VL with pruning behind the mergers, deepstack's among them."""
 
     litelvlm_family = QwenFamily("Qwen3-VL")
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Qwen3VLProcessor, info=Qwen3VLMoeProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
+)
+class LiteLVLMQwen3VLMoe(PrunedQwen, Qwen3VLMoeForConditionalGeneration):
+    """The same with experts in the language model."""
+
+    litelvlm_family = QwenFamily("Qwen3-VL-MoE")

@@ -22,6 +22,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from vllm_litelvlm.vision.pages import PageCache
 from vllm_litelvlm.vision.slots import SlotCache
 
 _DIRECTORY = "LITELVLM_METRICS_DIR"
@@ -126,14 +127,14 @@ class WorkerMetrics:
         size = f"{FEATURE_CACHE}_bytes"
         self._bytes = WorkerValue(size, size, stores["gauge_livesum"])
 
-    def show_caches(self, features: SlotCache | None, texts: SlotCache | None) -> None:
+    def show_caches(self, features: SlotCache | PageCache | None, texts: SlotCache | None) -> None:
         """Bring the caches' counts up to date."""
         for name, slots in ((FEATURE_CACHE, features), (TEXT_CACHE, texts)):
             if slots is not None:
                 self._counters[f"{name}_queries"].set(slots.queries)
                 self._counters[f"{name}_hits"].set(slots.hits)
         if features is not None:
-            self._bytes.set(len(features) * features.slot_bytes)
+            self._bytes.set(features.bytes)
 
 
 @cache

@@ -4,8 +4,8 @@ Qwen's vision towers have no text tower beside them, but their merger was traine
 language model's input embeddings. A text is the mean of its tokens' embeddings there.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Signal, Signals, to_device
 from vllm_litelvlm.pruning.scores import cosine_score, similarity_score
-from vllm_litelvlm.vision.attention import FROM_ATTENTION, LastAttention
+from vllm_litelvlm.vision.attention import FROM_ATTENTION
 from vllm_litelvlm.vision.side_by_side import side_by_side
 
 #: What stands behind the end of a text that is shorter than others.
@@ -26,13 +26,14 @@ class TokenGrid:
 
     ``features`` is [images, tokens, width], in raster order; its first ``embedding_width`` channels
     are the language model's input embeddings, others are added to deeper layers (deepstack).
-    ``attention`` may be left out where no signal is computed from it.
+    ``scores`` has the needed signals of the tower's last attention
+    (:class:`~vllm_litelvlm.vision.attention.LastAttention`).
     """
 
     features: Tensor
     columns: int
     embedding_width: int
-    attention: LastAttention | None = None
+    scores: Mapping[Signal, Tensor] = field(default_factory=dict)
 
 
 class EmbeddingGuidance:
@@ -59,11 +60,11 @@ class EmbeddingGuidance:
         """See :class:`vllm_litelvlm.vision.guidance.Guidance`.
 
         SIMILARITY and COSINE are of a token's input embedding and a text's mean embedding;
-        PROJECTED is the token's input embedding; the others as :class:`LastAttention` has them.
+        PROJECTED is the token's input embedding; the others are the grid's scores.
         """
         features = images.features
         projected = features[..., : images.embedding_width].float()
-        values: dict[Signal, Tensor] = {Signal.FEATURES: features}
+        values: dict[Signal, Tensor] = {Signal.FEATURES: features, **images.scores}
         if Signal.PROJECTED in needs:
             values[Signal.PROJECTED] = projected
         if needs & TEXT_SIGNALS:
@@ -72,9 +73,6 @@ class EmbeddingGuidance:
                 values[Signal.SIMILARITY] = similarity_score(projected, texts)
             if Signal.COSINE in needs:
                 values[Signal.COSINE] = cosine_score(projected, texts)
-        if needs & FROM_ATTENTION:
-            assert images.attention is not None
-            values |= images.attention.signals(needs)
         return Signals(
             images=len(features),
             patches=features.shape[1],

@@ -77,6 +77,11 @@ class SlotCache:
     def __len__(self) -> int:
         return len(self._places)
 
+    @property
+    def bytes(self) -> int:
+        """Memory of what is there."""
+        return len(self) * self.slot_bytes
+
     def __contains__(self, key: Hashable) -> bool:
         return key in self._places
 

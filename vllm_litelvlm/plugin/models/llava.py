@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from vllm.config import VllmConfig
-from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.models.interfaces import MultiModalEmbeddings
 from vllm.model_executor.models.llava import (
     BaseLlavaProcessingInfo,
@@ -22,7 +21,6 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from vllm_litelvlm.plugin.config import position_limit
-from vllm_litelvlm.plugin.metrics import worker_metrics
 from vllm_litelvlm.plugin.models.clip import ClipFamily, ClipTexts
 from vllm_litelvlm.plugin.models.images import VllmImages
 from vllm_litelvlm.plugin.models.positions import OriginalPositions, install_rows
@@ -39,6 +37,7 @@ from vllm_litelvlm.vision.clip import patch_count
 from vllm_litelvlm.vision.clip_guidance import ClipGuidance
 from vllm_litelvlm.vision.frame import Frame, check_shows_squares
 from vllm_litelvlm.vision.pixels import ByteProcessor, PixelValues
+from vllm_litelvlm.vision.slots import SlotCache
 
 #: More than the prefix cache has room for; they take 9 MiB.
 _BASES = 16_384
@@ -194,6 +193,11 @@ class LiteLVLMLlava(OriginalPositions, PrunedModel, LlavaForConditionalGeneratio
         if self._followed is not None:
             yield from self._followed.buffers()
 
+    def litelvlm_caches(self) -> tuple[SlotCache | None, SlotCache | None]:
+        """Guidance's."""
+        assert self.litelvlm is not None
+        return self.litelvlm.feature_cache, self.litelvlm.text_cache
+
     def litelvlm_forget(self) -> None:
         """Empty the caches."""
         if self._followed is not None:
@@ -239,9 +243,6 @@ class LiteLVLMLlava(OriginalPositions, PrunedModel, LlavaForConditionalGeneratio
         guidance = self._followed.up_to_date()
         images = VllmImages(self, batch.media.pixels, batch.keys, section)
         signals = guidance.signals(images, batch.text_ids, needs)
-        metrics = worker_metrics() if get_tensor_model_parallel_rank() == 0 else None
-        if metrics is not None:
-            metrics.show_caches(guidance.feature_cache, guidance.text_cache)
         return [Group(range(len(batch.orders)), signals)]
 
     def litelvlm_bases(

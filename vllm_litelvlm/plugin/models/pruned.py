@@ -26,6 +26,10 @@ from vllm_litelvlm.plugin.trace import trace_selections
 from vllm_litelvlm.pruning.base import Selection, Signal, Signals
 from vllm_litelvlm.pruning.batch import needed_signals, prune
 from vllm_litelvlm.pruning.keep_all import KeepAll
+from vllm_litelvlm.vision.pages import PageCache
+from vllm_litelvlm.vision.slots import SlotCache
+
+FeatureCache = SlotCache | PageCache
 
 
 class Media(Protocol):
@@ -126,6 +130,10 @@ class PrunedModel(ABC):
         return [None] * len(orders)
 
     @abstractmethod
+    def litelvlm_caches(self) -> tuple[FeatureCache | None, SlotCache | None]:
+        """Those of images' features and of texts' embeddings."""
+
+    @abstractmethod
     def litelvlm_forget(self) -> None:
         """Empty the caches, as vLLM does its own where weights may have changed."""
 
@@ -195,6 +203,8 @@ class PrunedModel(ABC):
         device = batch.media.device
         with self._stopwatch.time(guidance_seconds, device) as section:
             groups = self.litelvlm_groups(batch, needed_signals(batch.orders), section)
+        if metrics is not None:
+            metrics.show_caches(*self.litelvlm_caches())
         chosen = defaultdict[int, list[Selection]](list)
         with self._stopwatch.time(selection_seconds, device):
             for group in groups:

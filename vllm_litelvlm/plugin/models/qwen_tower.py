@@ -1,10 +1,10 @@
 """The vision towers of Qwen-VLs, and what they have to tell of their tokens."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -12,7 +12,11 @@ from torch import Tensor
 from vllm.distributed import tensor_model_parallel_all_reduce
 
 from vllm_litelvlm.plugin.models.qwen_front import Grid
-from vllm_litelvlm.vision.attention import LastAttention
+from vllm_litelvlm.plugin.stopwatch import Section
+from vllm_litelvlm.pruning.base import Signal
+from vllm_litelvlm.vision.attention import FROM_ATTENTION, LastAttention
+from vllm_litelvlm.vision.pages import PageCache
+from vllm_litelvlm.vision.slots import Rows
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,26 @@ class Patches:
 
     def some(self, items: slice) -> "Patches":
         """A run of them."""
-        ends = [0, *accumulate(tokens * self.merge**2 for tokens in self.tokens)]
-        start, stop, _ = items.indices(len(self.patches))
-        pixels = self.pixels[ends[start] : ends[stop]]
-        return Patches(pixels, self.patches[items], self.merge, self.times[items])
+        return self.pick(range(*items.indices(len(self.patches))))
+
+    def pick(self, items: Sequence[int]) -> "Patches":
+        """Some of them."""
+        if list(items) == list(range(len(self.patches))):
+            return self
+        parts = self.pixels.split([tokens * self.merge**2 for tokens in self.tokens])
+        return Patches(
+            torch.cat([parts[item] for item in items]),
+            [self.patches[item] for item in items],
+            self.merge,
+            [self.times[item] for item in items],
+        )
+
+    def groups(self) -> list[list[int]]:
+        """The numbers of items whose pictures have the same grid, together."""
+        alike = defaultdict[tuple[int, int], list[int]](list)
+        for item, grid in enumerate(self.grids):
+            alike[grid.rows, grid.columns].append(item)
+        return list(alike.values())
 
     def alike(self, items: Sequence[int], parts: Sequence[Tensor]) -> Tensor:
         """Of tensors [tokens, ...] an item, those of some items of one grid, [frames, tokens, ...].
@@ -56,6 +76,61 @@ class Patches:
         ``frames`` are those of all these items.
         """
         return torch.cat([parts[one].unflatten(0, (self.grids[one].frames, -1)) for one in items])
+
+
+class CachedTower:
+    """vLLM's tower, which runs on what the cache lacks.
+
+    Args:
+        visual: vLLM's.
+        order_of: where the tower has each token of an item, from the item's patches.
+        cache: of features and of some signals.
+    """
+
+    def __init__(
+        self,
+        visual: Any,
+        order_of: Callable[[Sequence[int]], Tensor | None],
+        cache: PageCache,
+    ) -> None:
+        self._visual, self._order_of, self.cache = visual, order_of, cache
+
+    def rows(
+        self, media: Patches, keys: Sequence[bytes], wanted: frozenset[Signal], section: Section
+    ) -> list[Rows]:
+        """Features, and the wanted signals of the last attention, [tokens, ...] each, an item.
+
+        Equal keys are looked at once. What the tower takes is no part of ``section``.
+        """
+        kept = frozenset(map(Signal, self.cache.names))
+        usable = wanted <= kept
+        first = {key: item for item, key in reversed(list(enumerate(keys)))}
+        found: dict[bytes, Rows] = {}
+        for key in first if usable else ():
+            rows = self.cache.read(key)
+            if rows is not None:
+                found[key] = rows
+        missing = [key for key in first if key not in found]
+        if missing:
+            some = media.pick([first[key] for key in missing])
+            computed = self._run(some, wanted | (kept & FROM_ATTENTION), section)
+            found.update(zip(missing, computed, strict=True))
+            for key in missing if usable else ():
+                self.cache.write(key, found[key])
+        return [found[key] for key in keys]
+
+    def _run(self, media: Patches, wanted: frozenset[Signal], section: Section) -> list[Rows]:
+        orders = [self._order_of(one) for one in media.patches]
+        heard = HeardAttention(self._visual.blocks[-1].attn, media, orders)
+        with section.pause(), heard.listening() if wanted else nullcontext():
+            features = self._visual(media.pixels, grid_thw=media.patches).split(media.tokens)
+        rows: list[Rows] = [{Signal.FEATURES.value: one} for one in features]
+        for items in media.groups() if wanted else ():
+            frames = [media.grids[item].frames for item in items]
+            for name, scores in heard.of(items).signals(wanted).items():
+                for item, own in zip(items, scores.split(frames), strict=True):
+                    rows[item][name.value] = own.flatten(0, 1)
+        return rows
 
 
 class HeardAttention:

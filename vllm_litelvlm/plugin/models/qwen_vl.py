@@ -1,10 +1,9 @@
 """Qwen2.5-VL and Qwen3-VL whose language model gets only the visual tokens that a text needs."""
 
-from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.model_executor.models.interfaces import MultiModalEmbeddings
@@ -35,13 +34,16 @@ from vllm_litelvlm.plugin.models.qwen_front import (
     QwenFamily,
     span_of,
 )
-from vllm_litelvlm.plugin.models.qwen_tower import HeardAttention, Patches
+from vllm_litelvlm.plugin.models.qwen_tower import CachedTower, Patches
 from vllm_litelvlm.plugin.parcel import Parcel
 from vllm_litelvlm.plugin.processor import PARCELS
 from vllm_litelvlm.plugin.stopwatch import Section
 from vllm_litelvlm.pruning.base import Selection, Signal
+from vllm_litelvlm.pruning.registry import pruner_for
 from vllm_litelvlm.vision.attention import FROM_ATTENTION
 from vllm_litelvlm.vision.embeddings import EmbeddingGuidance, TokenGrid
+from vllm_litelvlm.vision.pages import PageCache
+from vllm_litelvlm.vision.slots import Row
 
 #: The field of pixels by what they are of.
 _PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
@@ -63,9 +65,41 @@ class PrunedQwen(GridPositions, PrunedModel):
         self.litelvlm_begin(vllm_config)
         self.litelvlm_visual_tokens = (self.config.image_token_id, self.config.video_token_id)
         self.litelvlm = EmbeddingGuidance(self.language_model.embed_input_ids)
+        dtype = vllm_config.model_config.dtype
+        self._tower = CachedTower(self.visual, self.litelvlm_token_order, self._cache(dtype))
+
+    def _cache(self, dtype: torch.dtype) -> PageCache:
+        """Allocated with the weights, so that vLLM's memory profile finds it taken."""
+        vision, server = self.config.vision_config, self._settings.server
+        levels = 1 + len(getattr(vision, "deepstack_visual_indexes", ()))
+        traits = self.litelvlm_family.traits(self.config)
+        needs = frozenset[Signal]().union(
+            *(pruner_for(options, traits).needs for options in server.sets.values())
+        )
+        rows: dict[str, Row] = dict.fromkeys(needs & FROM_ATTENTION, ((), torch.float32))
+        if Signal.KEYS in rows:
+            rows[Signal.KEYS] = (vision.hidden_size // vision.num_heads,), torch.float32
+        rows[Signal.FEATURES] = (levels * vision.out_hidden_size,), dtype
+        return PageCache(int(server.feature_cache_gb * 2**30), rows)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Load the model; features of other weights are of no use."""
+        self.litelvlm_forget()
+        stock: Any = super()
+        loaded: set[str] = stock.load_weights(weights)
+        return loaded
+
+    def litelvlm_caches(self) -> tuple[PageCache, None]:
+        """Of features alone: texts cost next to nothing."""
+        return self._tower.cache, None
 
     def litelvlm_forget(self) -> None:
-        """Nothing is kept."""
+        """Empty the cache."""
+        self._tower.cache.clear()
+
+    def litelvlm_keeps(self, keys: Sequence[bytes]) -> bool:
+        """Whether they are in the feature cache."""
+        return all(key in self._tower.cache for key in keys)
 
     def litelvlm_media(self, fields: dict[str, Any]) -> Patches:
         """The step's images, or its videos."""
@@ -97,24 +131,18 @@ class PrunedQwen(GridPositions, PrunedModel):
     def litelvlm_groups(
         self, batch: Batch, needs: frozenset[Signal], section: Section
     ) -> list[Group]:
-        """One for each size of pictures; the tower runs on all together."""
+        """One for each size of pictures."""
         media = batch.media
         assert isinstance(media, Patches)
-        orders = [self.litelvlm_token_order(one) for one in media.patches]
-        heard = HeardAttention(self.visual.blocks[-1].attn, media, orders)
-        listening = heard.listening() if needs & FROM_ATTENTION else nullcontext()
-        with section.pause(), listening:
-            features = self.visual(media.pixels, grid_thw=media.patches).split(media.tokens)
-        alike = defaultdict[tuple[int, int], list[int]](list)
-        for item, grid in enumerate(media.grids):
-            alike[grid.rows, grid.columns].append(item)
+        wanted = needs & FROM_ATTENTION
+        rows = self._tower.rows(media, batch.keys, wanted, section)
         groups = []
-        for (_, columns), items in alike.items():
+        for items in media.groups():
             tokens = TokenGrid(
-                media.alike(items, features),
-                columns,
+                media.alike(items, [one[Signal.FEATURES] for one in rows]),
+                media.grids[items[0]].columns,
                 self.config.text_config.hidden_size,
-                heard.of(items) if needs & FROM_ATTENTION else None,
+                {name: media.alike(items, [one[name] for one in rows]) for name in wanted},
             )
             frames = [item for item in items for _ in range(media.grids[item].frames)]
             signals = self.litelvlm.signals(tokens, [batch.text_ids[one] for one in frames], needs)

@@ -3,10 +3,12 @@
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 from rich.console import Console
 
+from benchmarks.workload import IMAGE_SIZE
 from vllm_litelvlm.demo.checkpoint import (
     LARGE,
     LLAVA_7B,
@@ -14,10 +16,14 @@ from vllm_litelvlm.demo.checkpoint import (
     TINY,
     build_checkpoint,
 )
+from vllm_litelvlm.demo.qwen import LARGE_QWEN, SMALL_QWEN, TINY_QWEN, Kind, build_qwen
 
 #: Where those with random weights are built.
 CHECKPOINTS = Path("benchmarks/results/checkpoints")
 GEOMETRIES = {"7b": LLAVA_7B, "large": LARGE, "small": SMALL, "tiny": TINY}
+QWEN_GEOMETRIES = {"large": LARGE_QWEN, "small": SMALL_QWEN, "tiny": TINY_QWEN}
+#: Families of which a checkpoint can be built, as their configurations call them.
+FAMILIES = ("llava", *get_args(Kind))
 #: Those whose weights vLLM makes up when it loads them, as they would fill a disk.
 _UNWRITTEN = ("7b",)
 
@@ -33,21 +39,39 @@ class Source:
     clip_model: str | None
     name: str
     load_format: str = "auto"
+    image_size: tuple[int, int] = IMAGE_SIZE
 
     @property
     def visual_tokens(self) -> int:
         """How many tokens the model makes of an image, unpruned."""
-        from transformers import AutoConfig
+        from transformers import AutoProcessor
 
-        vision = AutoConfig.from_pretrained(self.model).vision_config
-        return int(vision.image_size // vision.patch_size) ** 2
+        width, height = self.image_size
+        processor = AutoProcessor.from_pretrained(self.model)
+        counted = processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
+        return int(counted.num_image_tokens[0])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that name a checkpoint."""
     add = parser.add_argument
-    add("--model", help="LLaVA-1.5 checkpoint; by default one with random weights is built")
+    add("--model", help="a checkpoint; by default one with random weights is built")
     add("--clip-model", help="CLIP of the model's vision tower, where the plugin's does not fit")
+    add(
+        "--family",
+        choices=FAMILIES,
+        default="llava",
+        help="of the built checkpoint (default: llava, which is LLaVA-1.5)",
+    )
+    add(
+        "--image-size",
+        metavar=("WIDTH", "HEIGHT"),
+        type=int,
+        nargs=2,
+        default=IMAGE_SIZE,
+        help="of every image in pixels, which decides how many tokens it has where a model sees "
+        "images of any size (default: 640 480)",
+    )
     add(
         "--geometry",
         choices=list(GEOMETRIES),
@@ -61,12 +85,22 @@ def check_arguments(parser: argparse.ArgumentParser, options: argparse.Namespace
     """End the program where they contradict each other."""
     if options.clip_model and not options.model:
         parser.error("--clip-model belongs to --model; the built checkpoint brings its own CLIP")
+    if options.family != "llava" and options.geometry not in QWEN_GEOMETRIES:
+        parser.error(f"--geometry {options.geometry} is for --family llava")
 
 
 def find_source(options: argparse.Namespace, console: Console) -> Source:
     """The user's checkpoint, or one that is built here."""
+    size = (options.image_size[0], options.image_size[1])
     if options.model is not None:
-        return Source(options.model, options.clip_model, options.model)
+        return Source(options.model, options.clip_model, options.model, image_size=size)
+    name = f"{options.geometry} geometry, random weights"
+    if options.family != "llava":
+        folder = CHECKPOINTS / f"{options.family}-{options.geometry}"
+        geometry = QWEN_GEOMETRIES[options.geometry]
+        with console.status(f"Building the {options.geometry} checkpoint in {CHECKPOINTS} ..."):
+            model = build_qwen(folder, options.family, geometry, torch.bfloat16)
+        return Source(str(model), None, f"{options.family}, {name}", image_size=size)
     written = options.geometry not in _UNWRITTEN
     with console.status(f"Building the {options.geometry} checkpoint in {CHECKPOINTS} ..."):
         built = build_checkpoint(
@@ -75,6 +109,5 @@ def find_source(options: argparse.Namespace, console: Console) -> Source:
             torch.bfloat16,
             weights=written,
         )
-    name = f"{options.geometry} geometry, random weights"
     load_format = "auto" if written else "dummy"
-    return Source(str(built.llava), str(built.clip), name, load_format)
+    return Source(str(built.llava), str(built.clip), name, load_format, size)

@@ -117,7 +117,7 @@ class _Run:
 
         They are of a sequence of their own, so that a run that goes on measures the same images.
         """
-        workload = Workload(self.settings.seed + 1)
+        workload = Workload(self.settings.seed + 1, self.settings.source.image_size)
         found = {
             condition.name: condition
             for name in self.settings.workloads
@@ -135,7 +135,8 @@ class _Run:
     async def _measure_blocks(self) -> None:
         settings, record = self.settings, self.record
         most_other_load = settings.most_other_load
-        workload, spare = Workload(settings.seed), Workload(settings.seed + 2)
+        size = settings.source.image_size
+        workload, spare = Workload(settings.seed, size), Workload(settings.seed + 2, size)
         each = {case: case.requests(settings.requests) for case in settings.cases}
         with progress_bar(self.console, 50, "requests") as progress:
             total = sum(each[place.case] for place in places(settings))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-#: Pixels of every image; CLIP's own processor makes a square of 336 of it.
+#: Pixels of every image by default; CLIP's own processor makes a square of 336 of it.
 IMAGE_SIZE = (640, 480)
 _PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "retina")
 #: Every text has all of them, so that all are equally long.
@@ -72,9 +72,10 @@ class Workload:
     the same number of tokens: two first turns differ in length only by their visual tokens.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, image_size: tuple[int, int] = IMAGE_SIZE) -> None:
         from skimage import data
 
+        self._size = image_size
         self._order = random.Random(seed)
         self._noise = np.random.default_rng(seed)
         self._photographs = [Image.fromarray(getattr(data, name)()) for name in _PHOTOGRAPHS]
@@ -102,7 +103,7 @@ class Workload:
         height = self._order.randint(photograph.height // 2, photograph.height)
         left = self._order.randint(0, photograph.width - width)
         top = self._order.randint(0, photograph.height - height)
-        crop = photograph.crop((left, top, left + width, top + height)).resize(IMAGE_SIZE)
+        crop = photograph.crop((left, top, left + width, top + height)).resize(self._size)
         pixels = np.asarray(crop, dtype=np.float32)
         noisy = pixels + self._noise.normal(scale=4.0, size=pixels.shape)
         encoded = io.BytesIO()

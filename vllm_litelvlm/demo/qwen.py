@@ -50,21 +50,55 @@ class QwenGeometry:
 
 #: For tests: seconds to build and to run.
 TINY_QWEN = QwenGeometry()
+#: An 85-million-parameter language model, to try things out on a CPU.
+SMALL_QWEN = QwenGeometry(
+    vision_width=256,
+    vision_layers=6,
+    vision_heads=4,
+    llm_width=768,
+    llm_layers=12,
+    llm_heads=12,
+    llm_kv_heads=12,
+    llm_mlp=2048,
+    vocabulary=8192,
+    positions=32768,
+    most_tokens=16384,
+)
+#: A language model of 1.1 billion parameters, and a tower of CLIP-L's size.
+LARGE_QWEN = QwenGeometry(
+    vision_width=1024,
+    vision_layers=24,
+    vision_heads=16,
+    llm_width=2048,
+    llm_layers=22,
+    llm_heads=32,
+    llm_kv_heads=4,
+    llm_mlp=5632,
+    vocabulary=8192,
+    positions=32768,
+    most_tokens=16384,
+)
 
 
-def build_qwen(folder: Path, kind: Kind, geometry: QwenGeometry = TINY_QWEN, seed: int = 0) -> Path:
+def build_qwen(
+    folder: Path,
+    kind: Kind,
+    geometry: QwenGeometry = TINY_QWEN,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Path:
     """Write a checkpoint to ``folder``; an existing complete build is used again."""
     marker = folder / "complete"
-    described = f"{kind} {geometry} {seed}"
+    described = f"{kind} {geometry} {dtype} {seed}"
     if marker.is_file() and marker.read_text() == described:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     tokenizer = qwen_tokenizer(geometry.vocabulary)
-    config = _config(kind, geometry, tokenizer)
+    config = _config(kind, geometry, tokenizer, dtype)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     read = AutoConfig.from_pretrained(folder)
-    model = AutoModelForImageTextToText.from_config(read).eval()
+    model = AutoModelForImageTextToText.from_config(read, dtype=dtype).eval()
     spread(model)
     tensors = dict(_published(name, tensor, kind) for name, tensor in model.state_dict().items())
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -75,7 +109,9 @@ def build_qwen(folder: Path, kind: Kind, geometry: QwenGeometry = TINY_QWEN, see
     return folder
 
 
-def _config(kind: Kind, geometry: QwenGeometry, tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
+def _config(
+    kind: Kind, geometry: QwenGeometry, tokenizer: Qwen2Tokenizer, dtype: torch.dtype
+) -> dict[str, Any]:
     """``config.json`` as it is published: of Qwen2.5-VL flat, of Qwen3-VL nested."""
     width = geometry.llm_width // geometry.llm_heads
     text: dict[str, Any] = {
@@ -92,7 +128,7 @@ def _config(kind: Kind, geometry: QwenGeometry, tokenizer: Qwen2Tokenizer) -> di
         "bos_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "tie_word_embeddings": False,
-        "torch_dtype": "float32",
+        "torch_dtype": str(dtype).removeprefix("torch."),
     }
     # Shares of time, height and width in a head's frequencies, as published.
     space = width // 2 * (6 if kind == "qwen2_5_vl" else 5) // 16

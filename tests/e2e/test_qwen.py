@@ -3,9 +3,12 @@
 import asyncio
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import cv2
 import httpx
+import numpy as np
 import pytest
 from openai import BadRequestError
 from PIL import Image
@@ -22,6 +25,7 @@ from tests.e2e.qwen_server import (
 )
 from tests.e2e.runners import Runner, on_v1_alone
 from tests.e2e.slow_methods import SLOW_METHODS
+from tests.e2e.test_examples import prompt_tokens, run
 from tests.pruning.rederivation import CLEAR, Calls
 from vllm_litelvlm.demo.server import serve
 from vllm_litelvlm.plugin.models.qwen_front import QwenFamily
@@ -318,3 +322,26 @@ def test_picture_that_is_named_is_pruned_by_another_text(
     again = asked("Is it day?", sent=True)
     assert (named.token_ids, named.prompt_tokens) == (again.token_ids, again.prompt_tokens)
     assert named.logprobs == pytest.approx(again.logprobs, abs=TOLERANCE)
+
+
+@on_v1_alone
+def test_example_asks_about_an_image_and_a_video(
+    qwen: QwenServer,
+    pictures: dict[str, Image.Image],
+    video: Sequence[Image.Image],
+    tmp_path: Path,
+) -> None:
+    pictures["landscape"].save(tmp_path / "photograph.png")
+    film = cv2.VideoWriter(
+        str(tmp_path / "film.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 2.0, video[0].size
+    )
+    for frame in [*video, *video]:
+        film.write(cv2.cvtColor(np.asarray(frame), cv2.COLOR_RGB2BGR))
+    film.release()
+    for name in ("photograph.png", "film.mp4"):
+        common = [str(tmp_path / name), QUESTION, "--url", f"{qwen.traced.url}/v1"]
+        counts = [
+            prompt_tokens(run("openai_client.py", *common, "--max-tokens", "2", *budget))[0]
+            for budget in (["--budget", "1.0"], ["--budget", "0.25"], ["--budget", "4"])
+        ]
+        assert counts == sorted(set(counts), reverse=True)

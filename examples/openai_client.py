@@ -6,7 +6,8 @@
     vllm serve Qwen/Qwen3-VL-8B-Instruct --plugin litelvlm
     python examples/openai_client.py film.mp4 "Who opens the door?" --budget 0.25
 
-Of a video the budget is each frame's. Pruning options ride in ``extra_body``; leave them out and the server's own apply.
+Of a video the budget is each frame's. Pruning options ride in ``extra_body``; leave them out and
+the server's own apply.
 """
 
 import argparse

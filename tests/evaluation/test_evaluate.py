@@ -313,7 +313,7 @@ def test_everything_is_asked_once_and_judged(settings: Settings) -> None:
     conditions, record = run(settings, backend)
     names = [one.name for one in conditions]
     assert names == ["keep-all", "random@40", "random@20", "litelvlm@40", "litelvlm@20"]
-    assert len(backend.asked) == 1 + 5 * 8  # the first one finds out what all tokens are
+    assert len(backend.asked) == 2 + 5 * 8  # the first two find out what all tokens are
     assert {name: record.count(name) for name in [*names, GUESS]} == dict.fromkeys(
         [*names, GUESS], 8
     )
@@ -341,7 +341,7 @@ def test_interrupted_evaluation_goes_on_where_it_was(settings: Settings) -> None
         file.write('{"condition": "half a li')
     second = MadeUpBackend()
     conditions, resumed = run(settings, second, resume=True)
-    assert len(first.asked) + len(second.asked) == 2 + 5 * 8
+    assert len(first.asked) + len(second.asked) == 4 + 5 * 8
     _, whole = run(settings, MadeUpBackend())
     assert [summary.score for summary in summarise(conditions, resumed.answers)] == [
         summary.score for summary in summarise(conditions, whole.answers)
@@ -371,8 +371,8 @@ def test_resuming_with_more_methods_asks_for_these_only(settings: Settings) -> N
     backend = MadeUpBackend()
     conditions, _ = run(more, backend, resume=True)
     assert [one.name for one in conditions][-1] == "litelvlm-value@20"
-    assert {question.options.get("guidance") for question in backend.asked[1:]} == {"value"}
-    assert len(backend.asked) == 1 + 8
+    assert {question.options.get("guidance") for question in backend.asked[2:]} == {"value"}
+    assert len(backend.asked) == 2 + 8
 
 
 def test_method_of_the_decoder_is_left_out_where_its_budget_cannot_be(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm import LLM, EngineArgs, RequestOutput, SamplingParams
+from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from vllm_litelvlm.activation import activate
+from vllm_litelvlm.errors import OptionsError
 from vllm_litelvlm.evaluation.backend import Answer, Question
 from vllm_litelvlm.options import OPTIONS_KEY
 from vllm_litelvlm.pruning.registry import decoder_method_names, method_names, pruner_class
@@ -22,7 +24,7 @@ class EngineBackend:
     otherwise: in one of its own it keeps a core busy while it waits for the model.
 
     Args:
-        model: hub name or folder of a LLaVA-1.5 checkpoint.
+        model: hub name or folder of a checkpoint that the plugin serves.
         options: the plugin's server options.
         arguments: those of ``vllm serve``, as on its command line.
     """
@@ -37,7 +39,9 @@ class EngineBackend:
         engine = EngineArgs.from_cli_args(parser.parse_args(["--model", model, *arguments]))
         engine.additional_config = {OPTIONS_KEY: dict(options)}
         self._llm = LLM.from_engine_args(engine)
-        self._image_token = self._llm.model_config.hf_config.image_token_index
+        config = self._llm.model_config.hf_config
+        named = getattr(config, "image_token_id", None)
+        self._image_token = config.image_token_index if named is None else named
 
     def methods(self) -> tuple[str, ...]:
         """Those of the engine."""
@@ -53,8 +57,12 @@ class EngineBackend:
             if method in decoder_method_names():
                 pruner_class(method)  # says why the engine cannot run it
         began = time.perf_counter()
-        for question in questions:
-            self._enqueue(question)
+        try:
+            for question in questions:
+                self._enqueue(question)
+        except VLLMValidationError as error:
+            self._llm.wait_for_completion(RequestOutput, use_tqdm=False)  # those before it
+            raise OptionsError(f"The engine refused the question: {error}") from error
         outputs = self._llm.wait_for_completion(RequestOutput, use_tqdm=False)
         seconds = time.perf_counter() - began
         return [self._read(output, seconds) for output in outputs]

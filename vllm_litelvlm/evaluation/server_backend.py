@@ -60,7 +60,7 @@ class ServerBackend:
     @cached_property
     def _image_token(self) -> int:
         """The placeholder's id: what a prompt with an image has most of."""
-        blank = Image.new("RGB", (16, 16))
+        blank = Image.new("RGB", (640, 640))  # many tokens, whatever the model
         completion = self._ask(Question(blank, "What is this?", max_tokens=1))
         [(token, _)] = Counter(completion.prompt_token_ids).most_common(1)
         return int(token)

@@ -299,9 +299,8 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
             methods = [*(server.methods or offered_methods(self.traits))]
         tokens = [self.shape(one)[1] for one in self._pictures(inputs, {}, "crop")]
         budget = server.highest_budget(max(tokens, default=1))
-        plan = Plan(
-            Profile.name, {"methods": methods}, budget, self.longest_texts(server.max_texts)
-        )
+        parameters = {"methods": methods, "parameters": self.traits.parameters}
+        plan = Plan(Profile.name, parameters, budget, self.longest_texts(server.max_texts))
         return dataclasses.replace(inputs, hf_processor_mm_kwargs={OPTIONS_KEY: plan})
 
     def _get_mm_hashes(self, inputs: ProcessorInputs) -> MultiModalHashes:

@@ -1,8 +1,9 @@
 """The costliest batch that a server allows, for vLLM's memory profile."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 
 from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, keep
 from vllm_litelvlm.pruning.registry import build_pruner
@@ -20,10 +21,12 @@ class Profile(Pruner):
     reads_text: ClassVar[bool] = True
 
     methods: list[str]
+    #: Options of methods that differ from their own defaults for this model.
+    parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @property
     def _pruners(self) -> list[Pruner]:
-        return [build_pruner(method, {}) for method in self.methods]
+        return [build_pruner(name, self.parameters.get(name, {})) for name in self.methods]
 
     @property
     def needs(self) -> frozenset[Signal]:

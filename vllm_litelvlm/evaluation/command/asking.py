@@ -45,40 +45,68 @@ def ask_all(
     questions = min(settings.questions, len(task.dataset))
     whole = [answer for answer in record.answers if answer.condition == ALL_TOKENS]
     if whole:
-        conditions = grid(settings.methods, settings.budgets, whole[0].visual_tokens)
+        tokens = {answer.visual_tokens for answer in whole}
+        conditions = grid(
+            settings.methods, settings.budgets, tokens.pop() if len(tokens) == 1 else None
+        )
         names = [GUESS, *(condition.name for condition in conditions)]
         if all(record.count(name) >= questions for name in names):
             return conditions
     with opened as backend:
-        conditions = grid(settings.methods, settings.budgets, _all_tokens(backend))
-        conditions = [one for one in conditions if _runs(one, backend, console)]
+        all_tokens = _all_tokens(backend)
+        conditions = grid(settings.methods, settings.budgets, all_tokens)
+        asked = _Offered(backend, console, all_tokens is None)
+        conditions = [one for one in conditions if asked.runs(one)]
         _Asking(settings, task, backend, record, console).go(conditions, questions)
     return conditions
 
 
-def _all_tokens(backend: Backend) -> int:
-    """What an image has without pruning; warms the backend up besides."""
-    [answer] = backend.answer([_blank({"method": ALL_TOKENS})])
-    return answer.visual_tokens
+def _all_tokens(backend: Backend) -> int | None:
+    """What every image has without pruning, None where that follows from its size.
+
+    Warms the backend up besides.
+    """
+    blanks = [_blank({"method": ALL_TOKENS}, size) for size in ((64, 64), (640, 480))]
+    tokens = {answer.visual_tokens for answer in backend.answer(blanks)}
+    return tokens.pop() if len(tokens) == 1 else None
 
 
-def _runs(condition: Condition, backend: Backend, console: Console) -> bool:
-    """Whether a method inside the language model can run with its budget; others do with any."""
-    method = condition.method
-    if method.method not in decoder_method_names():
+@dataclass(frozen=True)
+class _Offered:
+    """What the backend can run, found out by asking.
+
+    Args:
+        backend: that is asked.
+        console: is told what is left out.
+        every: whether any method may be missing, as for models that lack what some go by.
+    """
+
+    backend: Backend
+    console: Console
+    every: bool
+
+    def runs(self, condition: Condition) -> bool:
+        """Whether a condition can run; a method inside the language model cannot with any budget.
+
+        Other conditions are taken to run unless ``every`` is in question.
+        """
+        method = condition.method
+        if not self.every and method.method not in decoder_method_names():
+            return True
+        options = {"method": method.method, **method.options}
+        if condition.budget is not None:
+            options["budget"] = condition.budget
+        try:
+            self.backend.answer([_blank(options)])
+        except OptionsError as error:
+            told = f"{condition.name} is left out: {error}"
+            self.console.print(told, style="yellow", markup=False, highlight=False)
+            return False
         return True
-    options = {"method": method.method, "budget": condition.budget, **method.options}
-    try:
-        backend.answer([_blank(options)])
-    except OptionsError as error:
-        told = f"{condition.name} is left out: {error}"
-        console.print(told, style="yellow", markup=False, highlight=False)
-        return False
-    return True
 
 
-def _blank(options: Mapping[str, Any]) -> Question:
-    return Question(Image.new("RGB", (64, 64)), "What is this?", options, max_tokens=1)
+def _blank(options: Mapping[str, Any], size: tuple[int, int] = (64, 64)) -> Question:
+    return Question(Image.new("RGB", size), "What is this?", options, max_tokens=1)
 
 
 @dataclass(frozen=True)

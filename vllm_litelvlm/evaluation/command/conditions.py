@@ -110,14 +110,17 @@ def methods_of(
     return tuple(one for label in labels for one in _placed(_method(label, decoder), positions))
 
 
-def grid(methods: Sequence[Method], budgets: Iterable[int], all_tokens: int) -> list[Condition]:
+def grid(
+    methods: Sequence[Method], budgets: Iterable[int], all_tokens: int | None
+) -> list[Condition]:
     """Every condition, keep-all first, then method by method with falling budgets.
 
     A budget of all tokens is left out: it is keep-all, whatever the method. Raises OptionsError
-    for a budget of more than ``all_tokens``, which is what an image has.
+    for a budget of more than ``all_tokens``, which is what an image has; None where images have
+    different numbers, by which budgets are clipped.
     """
     chosen = sorted(set(budgets), reverse=True)
-    if chosen and chosen[0] > all_tokens:
+    if all_tokens is not None and chosen and chosen[0] > all_tokens:
         raise OptionsError(
             f"--budgets has {chosen[0]}; allowed: at most {all_tokens}, the number of this "
             "model's visual tokens."
@@ -127,7 +130,7 @@ def grid(methods: Sequence[Method], budgets: Iterable[int], all_tokens: int) -> 
         if method.method == ALL_TOKENS:
             conditions.append(Condition(method, None))
         else:
-            conditions += [Condition(method, budget) for budget in chosen if budget < all_tokens]
+            conditions += [Condition(method, budget) for budget in chosen if budget != all_tokens]
     return conditions
 
 

@@ -65,7 +65,9 @@ def confined(signals: Signals, window: Window) -> tuple[Signals, Tensor]:
     """
     numbers = window.numbers()
     behind = range(signals.patches, signals.patches + window.patches)
-    in_features = [0, *(number + 1 for number in numbers)]
+    features = signals.values.get(Signal.FEATURES)
+    own = 1 if features is None else features.shape[1] - signals.patches  # [CLS], if there is one
+    in_features = [*range(own), *(number + own for number in numbers)]
     # One copy from the host.
     both = to_device([*in_features, *numbers, *behind, CLS], signals.device)
     in_features_on_device, places = both.tensor_split((len(in_features),))

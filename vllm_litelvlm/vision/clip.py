@@ -11,6 +11,7 @@ wanted, in which rounding averages out.
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from vllm_litelvlm.pruning.scores import (
     similarity_score,
 )
 from vllm_litelvlm.vision.images import FROM_FEATURE_INPUT
+from vllm_litelvlm.vision.scorer import Scorer
 from vllm_litelvlm.vision.side_by_side import side_by_side
 
 #: Signals that are computed from hidden state -2 by the last layer's projections.
@@ -32,13 +34,8 @@ LAST_LAYER = frozenset(
 )
 
 
-def patch_count(tower: CLIPVisionConfig) -> int:
-    """How many patches an image has, and with them LLaVA's visual tokens."""
-    return int((tower.image_size // tower.patch_size) ** 2)
-
-
-class ClipScorer(nn.Module):
-    """Turns a tower's hidden states and a request's texts into signals.
+class ClipScorer(Scorer["LastLayer"]):
+    """Scores by what a CLIP was trained for, and by the attention of its [CLS].
 
     Args:
         config: of the vision tower.
@@ -46,11 +43,14 @@ class ClipScorer(nn.Module):
         dtype: of the value and output projections.
     """
 
+    kind: ClassVar[str] = "CLIP"
+    from_feature_input: ClassVar[frozenset[Signal]] = FROM_FEATURE_INPUT
+
     def __init__(
         self, config: CLIPVisionConfig, projection_dim: int, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
-        width = config.hidden_size
+        width, self.text_width = config.hidden_size, projection_dim
         self.heads = config.num_attention_heads
         self.layers = config.num_hidden_layers
 
@@ -88,6 +88,10 @@ class ClipScorer(nn.Module):
             module, _, kind = own.rpartition(".")
             names[own] = f"{modules[module]}.{kind}"
         return names
+
+    def last_layer(self, hidden: Tensor) -> "LastLayer":
+        """Of hidden state -2."""
+        return LastLayer(self, hidden)
 
     @torch.no_grad()
     def follow(self, feature_layer: Mapping[str, Tensor]) -> None:

@@ -1,32 +1,19 @@
-"""Vision tower, scorer and text tower together: from images and token ids to signals."""
+"""Guidance of models whose vision tower is a CLIP's."""
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPConfig, CLIPVisionConfig
 
-from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Signal, Signals
-from vllm_litelvlm.pruning.batch import choose_bases
-from vllm_litelvlm.pruning.order import Layer, Order
-from vllm_litelvlm.vision.clip import ClipScorer, LastLayer, patch_count
-from vllm_litelvlm.vision.images import FROM_FEATURE_INPUT, Images, needs_features
-from vllm_litelvlm.vision.slots import Row, Rows, SlotCache, recall
+from vllm_litelvlm.pruning.base import Signal
+from vllm_litelvlm.vision.clip import ClipScorer
 from vllm_litelvlm.vision.text import ClipTextTower
-
-#: Texts embedded in one call: bounds the text tower's memory, whatever a step's requests name.
-_AT_ONCE = 64
-#: Image signals that are small enough to be kept beside the features.
-_SMALL = FROM_FEATURE_INPUT | {Signal.CONTEXT, Signal.CONTEXT_NORMALISED, Signal.LAST_ATTENTION}
+from vllm_litelvlm.vision.tower_guidance import TowerGuidance
 
 
-class ClipGuidance:
-    """Computes what methods go by, for a batch of images and the texts of their requests.
-
-    Equal images and equal texts of a batch are looked at once, and those of earlier batches not
-    at all while they are in a cache. All memory is on torch's current device.
+class ClipGuidance(TowerGuidance):
+    """All signals, as the paper and its neighbours define them.
 
     Args:
         tower: configuration of the model's vision tower.
@@ -34,168 +21,17 @@ class ClipGuidance:
         dtype: of what costs most, the text tower, and the scorer's value and output projections.
     """
 
-    #: The signals that there are.
     available: ClassVar[frozenset[Signal]] = frozenset(Signal)
+    has_cls: ClassVar[bool] = True
 
     def __init__(
         self, tower: CLIPVisionConfig, clip: CLIPConfig, dtype: torch.dtype = torch.float32
     ) -> None:
-        self.scorer = ClipScorer(tower, clip.projection_dim, dtype).eval()
-        self.text_tower = ClipTextTower(clip.text_config, dtype).eval()
-        self.feature_cache: SlotCache | None = None
-        self.text_cache: SlotCache | None = None
-        self.base_cache: SlotCache | None = None
-        self._patches = patch_count(tower)
-        self._width, self._heads = tower.hidden_size, tower.num_attention_heads
+        scorer = ClipScorer(tower, clip.projection_dim, dtype)
+        super().__init__(tower, scorer, ClipTextTower(clip.text_config, dtype))
 
-    def add_feature_cache(
-        self, max_bytes: int, dtype: torch.dtype, signals: frozenset[Signal]
-    ) -> None:
-        """Keep features, in ``dtype``, and the small ones of ``signals``, in ``max_bytes``.
-
-        A size in which not one image fits adds no cache.
-        """
-        shapes: dict[Signal, Row] = {
-            Signal.FEATURES: ((1 + self._patches, self._width), dtype),
-            Signal.KEYS: ((self._patches, self._width // self._heads), torch.float32),
-        }
-        kept = {Signal.FEATURES} | (signals & _SMALL)
-        rows: dict[str, Row] = {
-            name: shapes.get(name, ((self._patches,), torch.float32)) for name in sorted(kept)
-        }
-        slots = max_bytes // SlotCache.row_bytes(rows)
-        self.feature_cache = SlotCache(slots, rows) if slots else None
-
-    def add_text_cache(self, texts: int) -> None:
-        """Keep the embeddings of so many texts; of none, add no cache."""
-        row = ((len(self.scorer.projection.weight),), torch.float32)
-        self.text_cache = SlotCache(texts, {"embedding": row}) if texts else None
-
-    def add_base_cache(self, bases: int) -> None:
-        """Remember the bases that were chosen last, one an image and method.
-
-        A base must not change while vLLM has it in its prefix cache, or a focus could double or
-        miss a patch: another batch, and with it another rounding, may rank two patches otherwise.
-        """
-        self.base_cache = SlotCache(bases, {"base": ((self._patches,), torch.bool)})
-
-    def keeps_features(self, keys: Sequence[bytes]) -> bool:
-        """Whether the features of all these images are in the cache."""
-        cache = self.feature_cache
-        return cache is not None and all(key in cache for key in keys)
-
-    def forget(self) -> None:
-        """Empty the caches, as new weights and vLLM's own resets demand."""
-        for cache in (self.feature_cache, self.text_cache, self.base_cache):
-            if cache is not None:
-                cache.clear()
-
-    @torch.no_grad()
-    def signals(
-        self, images: Images, text_ids: Sequence[Tensor], needs: frozenset[Signal]
-    ) -> Signals:
-        """Compute the needed signals of a batch of images.
-
-        ``text_ids`` holds one integer [texts, length] tensor an image, on the CPU.
-        """
-        values: dict[Signal, Tensor] = {}
-        if needs_features(needs):
-            values, last = self._image_values(images, needs)
-        if needs & TEXT_SIGNALS:
-            texts = self._embed(text_ids, images.device)
-            values |= self.scorer.text_signals(last.hidden, texts, needs, last)
-        if Signal.PROJECTED in needs:
-            values[Signal.PROJECTED] = images.project(values[Signal.FEATURES][:, 1:]).float()
-        return Signals(
-            images=len(text_ids),
-            patches=images.patches,
-            device=images.device,
-            text_counts=[len(ids) for ids in text_ids],
-            values=values,
-            tower=images.tower,
-        )
-
-    def bases(
-        self, signals: Signals, keys: Sequence[bytes], orders: Sequence[Order]
-    ) -> list[Tensor | None]:
-        """The base of every image of which one layer is asked for, bool [patches].
-
-        Args:
-            signals: of the batch.
-            keys: one an image, as :attr:`Images.keys`.
-            orders: one an image.
-        """
-        layered = [image for image, order in enumerate(orders) if order.layer is not Layer.WHOLE]
-        bases: list[Tensor | None] = [None] * len(orders)
-        if not layered:
-            return bases
-
-        def compute(places: list[int]) -> Rows:
-            images = [layered[place] for place in places]
-            chosen = choose_bases(signals.rows(images), [orders[image] for image in images])
-            return {"base": chosen}
-
-        wanted = [(keys[image], *orders[image].base_key) for image in layered]
-        found = recall(wanted, compute, self.base_cache)["base"]
-        for image, base in zip(layered, found.unbind(), strict=True):
-            bases[image] = base
-        return bases
-
-    def _image_values(
-        self, images: Images, needs: frozenset[Signal]
-    ) -> tuple[dict[Signal, Tensor], LastLayer]:
-        """Features, and the needed signals that depend on the images alone; and the last layer.
-
-        What the cache does not keep is computed from features, but for two signals: a batch that
-        needs one of those runs the tower on every image where they are not kept.
-        """
-        cache = self.feature_cache
-        kept = frozenset(map(Signal, cache.names)) if cache is not None else frozenset()
-        if not needs & FROM_FEATURE_INPUT <= kept:
-            cache, kept = None, frozenset()
-        at_once = kept | (needs & FROM_FEATURE_INPUT)
-        ran: list[LastLayer] = []
-
-        def compute(places: list[int]) -> Rows:
-            hidden, feature_input = images.run(places, bool(at_once & FROM_FEATURE_INPUT))
-            ran.append(LastLayer(self.scorer, hidden))
-            scores = self.scorer.image_signals(hidden, feature_input, at_once, ran[0])
-            return {Signal.FEATURES.value: hidden} | {
-                name.value: row for name, row in scores.items()
-            }
-
-        rows = recall(images.keys, compute, cache)
-        values = {Signal(name): row for name, row in rows.items()}
-        hidden = values[Signal.FEATURES]
-        # Where all images were new, what their signals had in common serves the texts too.
-        last = ran[0] if ran and ran[0].hidden is hidden else LastLayer(self.scorer, hidden)
-        rest = needs - values.keys()
-        return values | self.scorer.image_signals(hidden, None, rest, last), last
-
-    def _embed(self, text_ids: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-        """Each image's text embeddings, float32 [texts, width]."""
-        texts = [row for ids in text_ids for row in map(_without_padding, ids)]
-        counts = [len(ids) for ids in text_ids]
-        if not texts:
-            weight = self.scorer.projection.weight
-            return [weight.new_empty(0, len(weight)) for _ in counts]
-
-        def compute(places: list[int]) -> Rows:
-            return {"embedding": self._run_text_tower([texts[place] for place in places], device)}
-
-        keys = [text.numpy().tobytes() for text in texts]
-        return list(recall(keys, compute, self.text_cache)["embedding"].split(counts))
-
-    def _run_text_tower(self, rows: Sequence[Tensor], device: torch.device) -> Tensor:
-        """Embeddings of token ids of different lengths, float32 [rows, width]."""
-        padded = pad_sequence(list(rows), batch_first=True, padding_value=int(rows[0][-1]))
-        if device.type != "cpu":
-            padded = padded.pin_memory()
-        ids_on_device = padded.to(device, non_blocking=True)
-        return torch.cat([self.text_tower(some) for some in ids_on_device.split(_AT_ONCE)])
-
-
-def _without_padding(ids: Tensor) -> Tensor:
-    """Token ids up to their end token, which padding repeats."""
-    numbers = ids.tolist()  # on the CPU, where a list is searched sooner than a tensor
-    return ids[: numbers.index(numbers[-1]) + 1]
+    @staticmethod
+    def own_ids(ids: Tensor) -> Tensor:
+        """Token ids up to their end token, which padding repeats."""
+        numbers = ids.tolist()  # on the CPU, where a list is searched sooner than a tensor
+        return ids[: numbers.index(numbers[-1]) + 1]

@@ -33,7 +33,7 @@ from vllm_litelvlm.pruning.base import Selection, Signal, Signals
 from vllm_litelvlm.pruning.registry import build_pruner
 from vllm_litelvlm.pruning.traits import Traits
 from vllm_litelvlm.vision.checkpoint import read_clip_config
-from vllm_litelvlm.vision.clip import patch_count
+from vllm_litelvlm.vision.tower_guidance import patch_count
 from vllm_litelvlm.vision.clip_guidance import ClipGuidance
 from vllm_litelvlm.vision.frame import Frame, check_shows_squares
 from vllm_litelvlm.vision.pixels import ByteProcessor, PixelValues

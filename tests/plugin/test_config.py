@@ -148,9 +148,21 @@ def test_class_that_would_not_prune_is_refused(
         build(checkpoint, **more)
 
 
-def test_vision_tower_that_is_not_clip_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    siglip = {
-        "model_type": "siglip_vision_model",
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (
+            "metaclip_2_vision_model",
+            "litelvlm needs a CLIP or SigLIP vision tower; this model's is",
+        ),
+        ("siglip_vision_model", "vision_feature_select_strategy 'full' with a SigLIP vision tower"),
+    ],
+)
+def test_vision_tower_of_another_kind_and_the_first_patch_for_a_cls_are_refused(
+    checkpoint: Checkpoint, tmp_path: Path, kind: str, sentence: str
+) -> None:
+    tower = {
+        "model_type": kind,
         "hidden_size": 64,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
@@ -158,8 +170,8 @@ def test_vision_tower_that_is_not_clip_is_refused(checkpoint: Checkpoint, tmp_pa
         "image_size": 336,
         "patch_size": 14,
     }
-    with pytest.raises(Exception, match="litelvlm needs a CLIP vision tower; this model's is"):
-        build(changed(checkpoint, tmp_path, vision_config=siglip))
+    with pytest.raises(Exception, match=sentence):
+        build(changed(checkpoint, tmp_path, vision_config=tower))
 
 
 @pytest.mark.parametrize(

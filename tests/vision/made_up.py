@@ -12,8 +12,8 @@ from torch import Tensor
 class MadeUpImages:
     """The ``Images`` protocol on given hidden states; ``ran`` notes what the tower was asked for.
 
-    ``hidden`` and ``feature_input`` [images, 1 + patches, width]; every image is its own unless
-    ``names`` says otherwise.
+    ``hidden`` and ``feature_input`` [images, 1 + patches, width], or without [CLS]; every image is
+    its own unless ``names`` says otherwise.
     """
 
     hidden: Tensor
@@ -21,6 +21,7 @@ class MadeUpImages:
     names: Sequence[str] | None = None
     ran: list[list[int]] = field(default_factory=list)
     tower: Any = None
+    has_cls: bool = True
 
     @property
     def keys(self) -> list[bytes]:
@@ -28,7 +29,7 @@ class MadeUpImages:
 
     @property
     def patches(self) -> int:
-        return self.hidden.shape[1] - 1
+        return self.hidden.shape[1] - self.has_cls
 
     @property
     def device(self) -> torch.device:

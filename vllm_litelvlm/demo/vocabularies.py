@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pydoc_data.topics import topics
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPTokenizer, LlamaTokenizer, Qwen2Tokenizer
+from transformers import CLIPTokenizer, LlamaTokenizer, Qwen2Tokenizer, Siglip2Tokenizer
 
 IMAGE_TOKEN = "<image>"
 
@@ -122,6 +122,32 @@ def clip_tokenizer(
     for entry in ("<|startoftext|>", "<|endoftext|>"):
         vocabulary[entry] = len(vocabulary)
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_tokens)
+
+
+def gemma_tokenizer(size: int, max_tokens: int) -> Siglip2Tokenizer:
+    """SigLIP-2's tokenizer, Gemma's in lower case (BPE with byte fallback), of ``size`` entries."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.Replace(" ", "▁")]
+    )
+    every_byte = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=[*special, *every_byte], show_progress=False
+    )
+    # Merges within words, each with the space before it.
+    words = ("▁" + word for text in topics.values() for word in text.split())
+    vocabulary, merges = _train(tokenizer, trainer, words)
+    built = Siglip2Tokenizer(
+        vocab=vocabulary,
+        merges=merges,
+        add_eos_token=True,
+        add_bos_token=False,
+        padding_side="right",
+        model_max_length=max_tokens,
+        clean_up_tokenization_spaces=False,
+    )
+    return built
 
 
 def _train(

@@ -7,6 +7,7 @@ with its text: under another text it would have the same image preprocessed agai
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property, partial
 from typing import Any
 
@@ -32,7 +33,7 @@ class Picture:
         digest: hashes what is given together with all else that pixels depend on.
         kept: where pixels may be, under what was sent with the name before.
         padding: the colour to pad to a square with, RGB from 0 to 1; None where it is cropped.
-        grid: patches a side.
+        grid: patches a side; the tower leaves out what is no whole one.
         modality: "image" or "video".
         arguments: of the request for its preprocessing.
     """
@@ -44,7 +45,7 @@ class Picture:
         digest: Callable[..., str],
         kept: "PixelCache",
         padding: Sequence[float] | None = None,
-        grid: int = 1,
+        grid: int | Fraction = 1,
         modality: str = "image",
         arguments: Mapping[str, object] | None = None,
     ) -> None:

@@ -101,7 +101,7 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
     def positions_of(self, plan: Plan, picture: Picture) -> int:
         """How many positions of the language model a picture takes up."""
         _, tokens = self.shape(picture)
-        return len(plan.pruner.places(tokens)) if plan.original else plan.count
+        return len(self.traits.places(plan.pruner, tokens)) if plan.original else plan.count
 
     def padding(self, frame: Frame) -> tuple[float, ...] | None:
         """The colour that pictures are padded to squares with, if they are; RGB from 0 to 1."""
@@ -235,7 +235,8 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
         self, inputs: ProcessorInputs, others: Mapping[str, object], frame: Frame
     ) -> list[Picture]:
         """The request's images, then its videos."""
-        padding, grid = self.padding(frame), math.isqrt(self.traits.tokens or 1)
+        padding = self.padding(frame)
+        grid = self.traits.side or math.isqrt(self.traits.tokens or 1)
         found = []
         for modality in filter(inputs.mm_data_items.__contains__, PARCELS):
             items = inputs.mm_data_items[modality]

@@ -1,5 +1,6 @@
 """Which CLIP guides a model, and whether the two fit."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +21,6 @@ PUBLISHED_CLIPS = {
 }
 
 
-def find_clip_model(given: str | None, config: Any, model: str) -> str:
-    """The CLIP to guide by: ``given``, else the model's own, else the published one.
-
-    A model names its own in its ``config.json``, as ``"litelvlm": {"clip_model": ...}``: a hub
-    name, or a folder beside that file.
-
-    Args:
-        given: hub name or folder, or None.
-        config: the LLaVA's configuration, whose ``litelvlm`` attribute is the entry above.
-        model: the LLaVA's hub name or folder.
-
-    Raises WeightsError where there is neither, and no published CLIP has the tower's geometry.
-    """
-    if given is not None:
-        return given
-    own = getattr(config, CONFIG_KEY, None)
-    if not isinstance(own, dict) or "clip_model" not in own:
-        return default_clip_model(config.vision_config)
-    named = str(own["clip_model"])
-    beside = Path(model) / named
-    return str(beside) if beside.is_dir() else named
-
-
 def default_clip_model(tower: CLIPVisionConfig) -> str:
     """The published CLIP of a tower's geometry. Raises WeightsError where there is none."""
     geometry = (tower.hidden_size, tower.num_hidden_layers, tower.patch_size, tower.image_size)
@@ -54,6 +32,35 @@ def default_clip_model(tower: CLIPVisionConfig) -> str:
             "the server option 'clip_model' (a hub name or a folder)."
         )
     return PUBLISHED_CLIPS[geometry]
+
+
+def find_clip_model(
+    given: str | None,
+    config: Any,
+    model: str,
+    default: Callable[[Any], str] = default_clip_model,
+) -> str:
+    """The CLIP to guide by: ``given``, else the model's own, else the published one.
+
+    A model names its own in its ``config.json``, as ``"litelvlm": {"clip_model": ...}``: a hub
+    name, or a folder beside that file.
+
+    Args:
+        given: hub name or folder, or None.
+        config: the LLaVA's configuration, whose ``litelvlm`` attribute is the entry above.
+        model: the LLaVA's hub name or folder.
+        default: the published one of a vision tower's configuration.
+
+    Raises WeightsError where there is neither, and no published CLIP has the tower's geometry.
+    """
+    if given is not None:
+        return given
+    own = getattr(config, CONFIG_KEY, None)
+    if not isinstance(own, dict) or "clip_model" not in own:
+        return default(config.vision_config)
+    named = str(own["clip_model"])
+    beside = Path(model) / named
+    return str(beside) if beside.is_dir() else named
 
 
 def read_clip_config(clip_model: str, tower: CLIPVisionConfig) -> CLIPConfig:

@@ -5,6 +5,7 @@ processor of its published checkpoints resizes the shorter side and crops the mi
 """
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
@@ -52,24 +53,24 @@ def size(picture: Any) -> tuple[int, int]:
     return image.size
 
 
-def window(size: tuple[int, int], grid: int) -> Window | None:
+def window(size: tuple[int, int], side: int | Fraction) -> Window | None:
     """Patches that show something of a padded picture; None where all do.
 
     Args:
         size: width and height of the picture in pixels.
-        grid: patches a side.
+        side: of the square in patches; the tower leaves out what is no whole one.
     """
-    size = _bounded(size)
-    side = max(size)
+    size, grid = _bounded(size), int(side)
+    longest = max(size)
     (left, right), (top, bottom) = (
-        ((side - length) // 2, (side - length) // 2 + length) for length in size
+        ((longest - length) // 2, (longest - length) // 2 + length) for length in size
     )
     found = Window(
         grid,
-        top=top * grid // side,
-        bottom=-(-bottom * grid // side),
-        left=left * grid // side,
-        right=-(-right * grid // side),
+        top=top * side // longest,
+        bottom=min(grid, -(-bottom * side // longest)),
+        left=left * side // longest,
+        right=min(grid, -(-right * side // longest)),
     )
     return None if found.patches == grid * grid else found
 

@@ -12,7 +12,15 @@ from vllm_litelvlm.pruning.base import Signal
 LastLayer = TypeVar("LastLayer")
 
 
-class Scorer(nn.Module, ABC, Generic[LastLayer]):
+class Named(nn.Module, ABC):
+    """A module whose parameters have names in the checkpoint that a tower was taken from."""
+
+    @abstractmethod
+    def clip_names(self) -> dict[str, str]:
+        """Own parameter name to the tensor's name in the checkpoint."""
+
+
+class Scorer(Named, Generic[LastLayer]):
     """Turns a tower's hidden states and the embeddings of a request's texts into signals.
 
     Hidden states are [images, tokens, width], any float dtype, [CLS] first where there is one.
@@ -24,10 +32,6 @@ class Scorer(nn.Module, ABC, Generic[LastLayer]):
     from_feature_input: ClassVar[frozenset[Signal]] = frozenset()
     #: Of one text's embedding.
     text_width: int
-
-    @abstractmethod
-    def clip_names(self) -> dict[str, str]:
-        """Own parameter name to the tensor's name in the checkpoint."""
 
     @abstractmethod
     def last_layer(self, hidden: Tensor) -> LastLayer:

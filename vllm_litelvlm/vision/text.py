@@ -7,10 +7,11 @@ from functools import lru_cache
 
 import ftfy
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection
 
 from vllm_litelvlm.errors import WeightsError
+from vllm_litelvlm.vision.scorer import Named
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class ClipTextTokenizer:
         )
 
 
-class ClipTextTower(nn.Module):
+class ClipTextTower(Named):
     """CLIP's text transformer and projection, in ``dtype``, whole on every rank."""
 
     def __init__(self, config: CLIPTextConfig, dtype: torch.dtype = torch.float32) -> None:

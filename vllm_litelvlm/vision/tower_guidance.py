@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PretrainedConfig
 
@@ -13,7 +13,7 @@ from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Signal, Signals
 from vllm_litelvlm.pruning.batch import choose_bases
 from vllm_litelvlm.pruning.order import Layer, Order
 from vllm_litelvlm.vision.images import FROM_FEATURE_INPUT, Images, needs_features
-from vllm_litelvlm.vision.scorer import Scorer
+from vllm_litelvlm.vision.scorer import Named, Scorer
 from vllm_litelvlm.vision.slots import Row, Rows, SlotCache, recall
 
 #: Texts embedded in one call: bounds the text tower's memory, whatever a step's requests name.
@@ -39,9 +39,7 @@ class TowerGuidance(ABC):
     #: Whether [CLS] stands before the patches.
     has_cls: ClassVar[bool]
 
-    def __init__(
-        self, tower: PretrainedConfig, scorer: Scorer[Any], text_tower: nn.Module
-    ) -> None:
+    def __init__(self, tower: PretrainedConfig, scorer: Scorer[Any], text_tower: Named) -> None:
         self.scorer, self.text_tower = scorer.eval(), text_tower.eval()
         self.feature_cache: SlotCache | None = None
         self.text_cache: SlotCache | None = None

@@ -1,16 +1,19 @@
-"""Where guidance's weights come from: the LLaVA checkpoint first, then a CLIP checkpoint."""
+"""Where guidance's weights come from: the LLaVA checkpoint first, then a CLIP checkpoint.
+
+A SigLIP is read as a CLIP is.
+"""
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import CLIPModel
+from transformers import AutoModel
 
 from vllm_litelvlm.errors import WeightsError
-from vllm_litelvlm.vision.clip import ClipScorer
-from vllm_litelvlm.vision.text import ClipTextTower
+from vllm_litelvlm.vision.scorer import Named, Scorer
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +58,8 @@ class ClipWeights:
         feature_layer: whether the scorer's tensors of the feature layer are among them.
     """
 
-    def __init__(
-        self, scorer: ClipScorer, text_tower: ClipTextTower, feature_layer: bool = True
-    ) -> None:
+    def __init__(self, scorer: Scorer[Any], text_tower: Named, feature_layer: bool = True) -> None:
+        self._kind = scorer.kind
         self._parameters = {
             name: parameter
             for module in (scorer, text_tower)
@@ -90,12 +92,18 @@ class ClipWeights:
         """
         given = {name: tensor for name, tensor in found.items() if name in self._parameters}
         missing = self.names - given.keys() - (frozenset() if whole else self._filled)
-        theirs = _read_clip_tensors(clip) if missing else {}
-        model_place, clip_place = "the model's checkpoint", f"the CLIP at {clip!r}"
+        model_place, clip_place = "the model's checkpoint", f"the {self._kind} at {clip!r}"
+        try:
+            theirs = _read_clip_tensors(clip) if missing else {}
+        except (OSError, ValueError, SafetensorError) as error:
+            raise WeightsError(
+                f"The weights of {clip_place} cannot be read ({error}). Set the server option "
+                f"'clip_model' to a complete {self._kind} checkpoint's hub name or folder."
+            ) from error
         if lost := missing - theirs.keys():
             raise WeightsError(
                 f"Tensor {min(lost)!r} is neither in {model_place} nor in {clip_place}. Set the "
-                "server option 'clip_model' to a complete CLIP checkpoint."
+                f"server option 'clip_model' to a complete {self._kind} checkpoint."
             )
         taken = {name: theirs[name] for name in missing}
         for where, tensors in ((model_place, given), (clip_place, taken)):
@@ -123,16 +131,10 @@ class ClipWeights:
 
 def _read_clip_tensors(clip: str) -> dict[str, Tensor]:
     """Every tensor that the CLIP checkpoint really holds, on the CPU; misfits only as a shape."""
-    try:
-        with torch.device("cpu"):
-            model, report = CLIPModel.from_pretrained(
-                clip, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-            )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise WeightsError(
-            f"The weights of the CLIP at {clip!r} cannot be read ({error}). Set the server option "
-            "'clip_model' to a complete CLIP checkpoint's hub name or folder."
-        ) from error
+    with torch.device("cpu"):
+        model, report = AutoModel.from_pretrained(
+            clip, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     tensors = {
         name: tensor
         for name, tensor in model.state_dict().items()

@@ -1,4 +1,4 @@
-"""What families whose vision tower is a CLIP's have in common in the front end."""
+"""What families whose vision tower is a CLIP's, or its kin's, have in common in the front end."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -11,26 +11,31 @@ from vllm.config import ModelConfig, VllmConfig
 from vllm_litelvlm.options import ServerOptions
 from vllm_litelvlm.plugin.family import Family
 from vllm_litelvlm.plugin.processor import PruningProcessor
-from vllm_litelvlm.vision.checkpoint import check_tower, find_clip_model, read_clip_config
-from vllm_litelvlm.vision.text import ClipTextTokenizer
+from vllm_litelvlm.vision.tower_kinds import Tokenizer, kind_of
 
 
 class ClipFamily(Family):
-    """LLaVAs: images in a CLIP's vision tower, guided by that CLIP's text tower."""
+    """LLaVAs: images in a CLIP's vision tower, guided by that CLIP's text tower.
+
+    The tower may be of another kind of the CLIP family, which decides what is said of a CLIP here
+    (:mod:`vllm_litelvlm.vision.tower_kinds`).
+    """
 
     def image_token(self, config: Any) -> int:
         """The ``<image>`` of its prompts."""
         return int(config.image_token_index)
 
     def check(self, vllm_config: VllmConfig) -> None:
-        """The tower has to be a CLIP's, read one layer before its last."""
-        check_tower(vllm_config.model_config.hf_config)
+        """The tower has to be of a known kind, read one layer before its last."""
+        config = vllm_config.model_config.hf_config
+        kind_of(config).check(config)
 
     def prepare(self, server: ServerOptions, model_config: ModelConfig) -> dict[str, Any]:
         """``clip_model``, a hub name or an absolute folder, and what its text tower reads."""
         config = model_config.hf_config
-        clip_model = find_clip_model(server.clip_model, config, model_config.model)
-        clip_config = read_clip_config(clip_model, config.vision_config)
+        kind = kind_of(config)
+        clip_model = kind.find(server.clip_model, config, model_config.model)
+        clip_config = kind.read(clip_model, config)
         if Path(clip_model).is_dir():
             clip_model = str(Path(clip_model).resolve())
         return {
@@ -43,7 +48,7 @@ class ClipTexts(PruningProcessor):
     """The part of a processor that reads guiding texts as the CLIP does."""
 
     def tokenize_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """By CLIP's own tokenizer."""
+        """By the CLIP's own tokenizer."""
         return self._text_tokenizer(texts)
 
     def longest_texts(self, count: int) -> tuple[str, ...]:
@@ -52,6 +57,6 @@ class ClipTexts(PruningProcessor):
         return tuple(f"{number:04d}{filler}" for number in range(count))
 
     @cached_property
-    def _text_tokenizer(self) -> ClipTextTokenizer:
-        own = self.settings.own
-        return ClipTextTokenizer(own["clip_model"], own["text_tokens"])
+    def _text_tokenizer(self) -> Tokenizer:
+        own, kind = self.settings.own, kind_of(self.info.get_hf_config())
+        return kind.tokenizer(own["clip_model"], own["text_tokens"])

@@ -1,7 +1,8 @@
-"""LLaVA-1.5 whose language model gets only the visual tokens that a request's text needs."""
+"""LLaVA whose language model gets only the visual tokens that a request's text needs."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -32,26 +33,30 @@ from vllm_litelvlm.plugin.stopwatch import Section
 from vllm_litelvlm.pruning.base import Selection, Signal, Signals
 from vllm_litelvlm.pruning.registry import build_pruner
 from vllm_litelvlm.pruning.traits import Traits
-from vllm_litelvlm.vision.checkpoint import read_clip_config
-from vllm_litelvlm.vision.tower_guidance import patch_count
-from vllm_litelvlm.vision.clip_guidance import ClipGuidance
 from vllm_litelvlm.vision.frame import Frame, check_shows_squares
 from vllm_litelvlm.vision.pixels import ByteProcessor, PixelValues
 from vllm_litelvlm.vision.slots import SlotCache
+from vllm_litelvlm.vision.tower_guidance import TowerGuidance, patch_count
+from vllm_litelvlm.vision.tower_kinds import kind_of
 
 #: More than the prefix cache has room for; they take 9 MiB.
 _BASES = 16_384
 
 
 class LlavaFamily(ClipFamily):
-    """LLaVA-1.5: one square of one size an image."""
+    """LLaVA-1.5 and those alike, with a tower of another kind: one square of one size an image."""
 
     name: ClassVar[str] = "LLaVA-1.5"
 
     def traits(self, config: Any) -> Traits:
-        """Every signal there is."""
+        """By the kind of its vision tower."""
+        kind, tower = kind_of(config), config.vision_config
         return Traits(
-            self.name, signals=ClipGuidance.available, tokens=patch_count(config.vision_config)
+            kind.llava,
+            signals=kind.guidance.available,
+            tokens=patch_count(tower),
+            side=Fraction(tower.image_size, tower.patch_size),
+            has_cls=kind.guidance.has_cls,
         )
 
     def install_positions(self, vllm_config: VllmConfig) -> None:
@@ -148,30 +153,29 @@ class LiteLVLMLlava(OriginalPositions, PrunedModel, LlavaForConditionalGeneratio
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        tower = self.config.vision_config
         self.litelvlm_begin(vllm_config)
         self.litelvlm_image_token = self.config.image_token_index
-        self.litelvlm_patches = patch_count(tower)
+        self.litelvlm_patches = patch_count(self.config.vision_config)
         self.litelvlm_last_position = position_limit(vllm_config.model_config) - 1
         #: None where pixels do not come as bytes.
         self.litelvlm_pixels: PixelValues | None = None
         #: None where images are not served, and so the next.
-        self.litelvlm: ClipGuidance | None = None
+        self.litelvlm: TowerGuidance | None = None
         self._followed: FollowedWeights | None = None
         if self.multimodal_config.get_limit_per_prompt("image") > 0:
-            clip = read_clip_config(self._settings.own["clip_model"], tower)
             dtype = vllm_config.model_config.dtype
             processor = MULTIMODAL_REGISTRY.create_processor(vllm_config.model_config)
             assert isinstance(processor, LlavaProcessor)
             if processor.bytes_of is not None:
                 self.litelvlm_pixels = PixelValues(processor.bytes_of, dtype)
-            self.litelvlm = ClipGuidance(tower, clip, dtype)
+            clip_model = self._settings.own["clip_model"]
+            self.litelvlm = kind_of(self.config).guide(clip_model, self.config, dtype)
             self._add_caches(self.litelvlm, dtype)
             self._followed = FollowedWeights(
                 self.litelvlm, self.vision_tower, self._settings, vllm_config
             )
 
-    def _add_caches(self, guidance: ClipGuidance, dtype: torch.dtype) -> None:
+    def _add_caches(self, guidance: TowerGuidance, dtype: torch.dtype) -> None:
         """Allocate them with the weights, so that vLLM's memory profile finds them taken."""
         server = self._settings.server
         pruners = [build_pruner(one.method, one.parameters) for one in server.sets.values()]

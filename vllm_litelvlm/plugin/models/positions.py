@@ -10,7 +10,7 @@ from vllm.config import VllmConfig
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.sequence import IntermediateTensors
 
-from vllm_litelvlm.plugin.family import refuse_drafts_and_stages
+from vllm_litelvlm.plugin.family import Family, refuse_drafts_and_stages
 from vllm_litelvlm.plugin.models.pruned import Batch
 from vllm_litelvlm.plugin.parcel import Parcel
 from vllm_litelvlm.plugin.positions import (
@@ -23,7 +23,7 @@ from vllm_litelvlm.plugin.positions import (
     with_offsets,
 )
 from vllm_litelvlm.plugin.processor import PARCELS_FIELD
-from vllm_litelvlm.pruning.base import Selection
+from vllm_litelvlm.pruning.base import Pruner, Selection
 from vllm_litelvlm.pruning.order import Layer
 
 
@@ -37,6 +37,9 @@ class OriginalPositions:
     supports_mrope: ClassVar = True
     supports_multimodal_pruning: ClassVar = True
     supported_video_pruning_methods: ClassVar = ("evs",)
+    #: Of the model's class.
+    litelvlm_family: ClassVar[Family]
+    config: Any
     #: Of the model's configuration.
     litelvlm_image_token: int
     litelvlm_patches: int
@@ -61,10 +64,14 @@ class OriginalPositions:
         for place, order, base in zip(places, orders, below, strict=True):
             positions = place.length
             if order.original:
-                positions = len(order.pruner.places(self.litelvlm_patches)) if base is None else 0
+                positions = len(self._places(order.pruner)) if base is None else 0
             within = base if order.original else None
             spans.append(ImageSpan(place.offset, place.length, positions, within))
         return spans
+
+    def _places(self, pruner: Pruner) -> range:
+        """All that a method's tokens of an image may take."""
+        return self.litelvlm_family.traits(self.config).places(pruner, self.litelvlm_patches)
 
     def recompute_mrope_positions(
         self,
@@ -93,7 +100,7 @@ class OriginalPositions:
         found = []
         for number, (tokens, order) in enumerate(zip(embeddings, batch.orders, strict=True)):
             if order.original and selections is not None:
-                start = order.pruner.places(self.litelvlm_patches).start
+                start = self._places(order.pruner).start
                 offsets = selections[number].indices - start
             else:
                 offsets = torch.arange(len(tokens), device=tokens.device)

@@ -9,9 +9,9 @@ from vllm.config import VllmConfig
 
 from vllm_litelvlm.plugin.config import GuidanceConfig
 from vllm_litelvlm.plugin.models.tower import attention_input, check_attention_input
-from vllm_litelvlm.vision.checkpoint import find_clip_model
-from vllm_litelvlm.vision.clip_guidance import ClipGuidance
 from vllm_litelvlm.vision.quantised import dequantised
+from vllm_litelvlm.vision.tower_guidance import TowerGuidance
+from vllm_litelvlm.vision.tower_kinds import kind_of
 from vllm_litelvlm.vision.weights import ClipWeights, TowerTap
 
 
@@ -24,13 +24,13 @@ class FollowedWeights:
 
     Args:
         guidance: of the model.
-        tower: vLLM's CLIPVisionModel.
+        tower: vLLM's CLIPVisionModel or SiglipVisionModel.
         given: from the start of the server.
         vllm_config: whose ``model_config.model`` a reload changes.
     """
 
     def __init__(
-        self, guidance: ClipGuidance, tower: Any, given: GuidanceConfig, vllm_config: VllmConfig
+        self, guidance: TowerGuidance, tower: Any, given: GuidanceConfig, vllm_config: VllmConfig
     ) -> None:
         self._guidance, self._tower, self._given = guidance, tower, given
         self._model_config = vllm_config.model_config
@@ -48,7 +48,8 @@ class FollowedWeights:
 
         A load of the whole tower is a fresh start. Raises WeightsError for what cannot be read.
         """
-        check_attention_input(self._last_layer)
+        if self._follows_layer:
+            check_attention_input(self._last_layer)
         tap = TowerTap(self._clip.names)
         loaded = set(stock(tap(weights)))
         if tap.saw_tower:
@@ -64,13 +65,14 @@ class FollowedWeights:
         self._guidance.forget()
         self._follows = False
 
-    def up_to_date(self) -> ClipGuidance:
+    def up_to_date(self) -> TowerGuidance:
         """The guidance, ready for use. Collective under tensor parallelism."""
         if not self._follows:
             if not self._clip.complete and not self._is_dummy:
                 # Loaders that copy a model's state have called no load_weights.
                 self._clip.load({}, self._clip_model(), whole=False)
-            self._guidance.scorer.follow(attention_input(self._last_layer))
+            if self._follows_layer:
+                self._guidance.scorer.follow(attention_input(self._last_layer))
             self._follows = True
         return self._guidance
 
@@ -80,6 +82,11 @@ class FollowedWeights:
             module: nn.Module = getattr(self._guidance, name)
             for own, tensor in (*module.named_parameters(), *module.named_buffers()):
                 yield f"litelvlm.{name}.{own}", tensor
+
+    @property
+    def _follows_layer(self) -> bool:
+        """Whether guidance computes with weights of the feature layer, which the tower has."""
+        return bool(self._guidance.scorer.from_feature_input)
 
     @property
     def _last_layer(self) -> Any:
@@ -106,4 +113,4 @@ class FollowedWeights:
         if not fields:  # weights alone
             return str(self._given.own["clip_model"])
         config = type(self._model_config.hf_config).from_dict(fields)
-        return find_clip_model(self._given.server.clip_model, config, model)
+        return kind_of(config).find(self._given.server.clip_model, config, model)

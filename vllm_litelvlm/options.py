@@ -137,8 +137,8 @@ class ServerOptions(StrictModel):
         None,
         min_length=1,
         description=(
-            "the name on the Hugging Face hub, or the folder, of the CLIP checkpoint that the "
-            "vision tower was taken from"
+            "the name on the Hugging Face hub, or the folder, of the CLIP (or SigLIP) checkpoint "
+            "that the vision tower was taken from"
         ),
     )
     methods: tuple[str, ...] | None = Field(None, description=_METHODS)

@@ -11,6 +11,7 @@ from vllm.model_executor.models.llava import (
     LlavaForConditionalGeneration,
     LlavaMultiModalProcessor,
 )
+from vllm.model_executor.models.siglip import SiglipVisionModel
 from vllm.renderers import ChatParams
 from vllm.renderers.base import BaseRenderer
 from vllm.renderers.hf import HfRenderer, safe_apply_chat_template
@@ -38,6 +39,16 @@ from vllm_litelvlm.plugin import wrap
         (
             CLIPVisionModel.forward,
             ["self", "pixel_values", "select_layers", "feature_select_strategy"],
+        ),
+        (
+            SiglipVisionModel.forward,
+            [
+                "self",
+                "pixel_values",
+                "interpolate_pos_encoding",
+                "select_layers",
+                "feature_select_strategy",
+            ],
         ),
         (BaseRenderer._apply_prompt_extras, ["self", "prompts", "prompt_extras"]),
         (BaseRenderer.warmup, ["self", "chat_params"]),

@@ -26,10 +26,11 @@ class SlowSiglip:
         return self.processor(image, return_tensors="pt")["pixel_values"].double()
 
     @torch.no_grad()
-    def see(self, image: Image.Image) -> dict[str, Tensor]:
+    def see(self, image: Image.Image, pixels: Tensor | None = None) -> dict[str, Tensor]:
         """Every image signal by its name, and ``hidden``, hidden state -2; one image's."""
         vision = self.model.vision_model
-        made = vision(self.pixels(image), output_hidden_states=True, output_attentions=True)
+        pixels = self.pixels(image) if pixels is None else pixels.double()
+        made = vision(pixels, output_hidden_states=True, output_attentions=True)
         hidden, last = made.hidden_states[-2][0], vision.encoder.layers[-1]
         attention = last.self_attn
         normed = last.layer_norm1(hidden)

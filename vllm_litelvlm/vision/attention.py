@@ -2,6 +2,7 @@
 
 Such towers (Qwen2.5-VL's, Qwen3-VL's) merge square cells of patches into the visual tokens that the
 language model gets. What stands for [CLS] is the token that the others attend to most.
+A SigLIP's cells have one patch each.
 """
 
 from collections.abc import Callable

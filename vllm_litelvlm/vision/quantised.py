@@ -14,6 +14,8 @@ from vllm_litelvlm.errors import WeightsError
 
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _READABLE = "compressed-tensors"
+#: What is no linear layer's weight, SigLIP's pooling among it.
+_NEVER_QUANTISED = frozenset({"bias", "in_proj_weight", "in_proj_bias", "probe"})
 
 
 def dequantised(
@@ -37,9 +39,8 @@ def dequantised(
         modules[module][kind] = tensor
     plain = {}
     for module, parts in modules.items():
-        bias = parts.pop("bias", None)
-        if bias is not None:
-            plain[f"{module}.bias"] = bias
+        for kind in _NEVER_QUANTISED & parts.keys():
+            plain[f"{module}.{kind}"] = parts.pop(kind)
         if parts:
             plain[f"{module}.weight"] = _weight(module, parts, quantization)
     return plain

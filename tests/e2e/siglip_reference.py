@@ -1,0 +1,115 @@
+"""LLaVA with a SigLIP tower in plain transformers: what is kept of an image, and what is said then.
+
+Scores are those of ``tests/vision/siglip_rederivation.py``. Four methods are written again here, as
+sorted lists; the others, which ``tests/pruning`` holds, choose by these scores.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from tests.vision.siglip_rederivation import SlowSiglip
+from vllm_litelvlm.pruning.base import Selection, Signal, Signals
+from vllm_litelvlm.pruning.registry import build_pruner
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An image's tokens, [patches, width] float32, and what is known of its patches."""
+
+    tokens: Tensor
+    scores: dict[str, Tensor]
+
+
+class SiglipReference:
+    """The model of a LLaVA folder and its SigLIP folder, float32; scores in double precision."""
+
+    def __init__(self, llava: Path, siglip: Path) -> None:
+        self.slow = SlowSiglip(siglip)
+        self.processor = AutoProcessor.from_pretrained(llava)
+        model = LlavaForConditionalGeneration.from_pretrained(llava, dtype=torch.float32)
+        self.llava = model.eval()
+
+    @torch.no_grad()
+    def see(self, image: Image.Image) -> Seen:
+        pixels = self.processor.image_processor(image, return_tensors="pt")["pixel_values"]
+        made = self.llava.model.vision_tower(pixels, output_hidden_states=True)
+        tokens = made.hidden_states[self.llava.config.vision_feature_layer][0]
+        scores = self.slow.see(image, pixels)
+        torch.testing.assert_close(tokens, scores["hidden"].float(), rtol=1e-4, atol=1e-4)
+        return Seen(tokens, scores)
+
+    @torch.no_grad()
+    def select(
+        self, seen: Seen, texts: Sequence[str], budget: int, method: str, options: Any
+    ) -> Selection:
+        """By the package's method, from independent scores."""
+        values = {name: one[None].float() for name, one in seen.scores.items()}
+        if texts:
+            compared = self.slow.compare(seen.scores, texts)
+            values |= {name: one[None].float() for name, one in compared.items()}
+        values["features"] = seen.tokens[None]
+        values["projected"] = self.llava.model.multi_modal_projector(seen.tokens)[None]
+        known = {Signal(name): one for name, one in values.items() if name in set(Signal)}
+        signals = Signals(1, len(seen.tokens), torch.device("cpu"), [len(texts)], known)
+        [selection] = build_pruner(method, options).select(signals, budget).unbind()
+        return selection
+
+    def choose(
+        self,
+        seen: Seen,
+        texts: Sequence[str],
+        budget: int,
+        method: str,
+        among: Sequence[int] | None = None,
+    ) -> list[int]:
+        """From their description alone; ``among``: the patches that may be kept."""
+        places = list(range(len(seen.tokens)) if among is None else among)
+        context = seen.scores["context"].tolist()
+        if method == "cls-attention":
+            context = seen.scores["cls_attention"].tolist()
+        similarity = self.slow.compare(seen.scores, texts)["similarity"].tolist()
+        lowest = [sorted(places, key=lambda j, s=row: s[j]) for row in similarity]
+        if method == "trim":
+            assert len(texts) == 1
+            return sorted(lowest[0][len(places) - (budget - 1) :])
+        chosen: set[int] = set()
+        if method == "litelvlm" and len(texts) == 1:
+            chosen = set(lowest[0][: max(1, int(budget * 0.5 + 0.5))])
+        elif method == "litelvlm":
+            chosen = set.intersection(*(set(order[:budget]) for order in lowest))
+        others = sorted(set(places) - chosen, key=lambda j: -context[j])
+        return sorted([*chosen, *others[: budget - len(chosen)]])
+
+    @torch.no_grad()
+    def follow(
+        self, prompt: str, rows: Tensor, places: Sequence[int], last: int, answer: Sequence[int]
+    ) -> list[float]:
+        """Log-probabilities of an answer behind a prompt whose image is so many rows.
+
+        Args:
+            prompt: with one ``<image>``.
+            rows: the image's tokens before the projector, [kept, width].
+            places: of the rows behind the image's beginning.
+            last: how many positions the image takes up.
+            answer: token ids.
+        """
+        ids = self.processor.tokenizer(prompt)["input_ids"]
+        at = ids.index(self.llava.config.image_token_id)
+        embed = self.llava.get_input_embeddings()
+        text = torch.tensor([*ids[:at], *ids[at + 1 :], *answer[:-1]])
+        words = embed(text)
+        image = self.llava.model.multi_modal_projector(rows)
+        inputs = torch.cat([words[:at], image, words[at:]])[None]
+        behind = range(at + last, at + last + len(text) - at)
+        positions = torch.tensor([[*range(at), *(at + place for place in places), *behind]])
+        logits = self.llava(inputs_embeds=inputs, position_ids=positions).logits[0, -len(answer) :]
+        likely = logits.log_softmax(dim=-1).gather(1, torch.tensor(answer)[:, None])
+        found: list[float] = likely[:, 0].tolist()
+        return found

@@ -210,6 +210,10 @@ def test_kept_tokens_are_those_of_an_independent_choice_and_so_are_answers(
                 ),
             ),
         )
+    # Nearly all of them differ, so a mix-up would have shown.
+    assert len({tuple(one.answer["logprobs"]) for one in compared}) > 0.8 * len(compared)
+    firsts = [one.answer["logprobs"][0] for one in compared if one.image == 1]
+    assert max(firsts) - min(firsts) > 0.01
     print(f"{len(compared)} of {runner}, {again} written again: {worst:.1e}")
     assert {one.options["method"] for one in compared} == set(METHODS)
     assert worst < 2e-4

@@ -28,7 +28,7 @@ from transformers import (
     SiglipTokenizer,
 )
 
-from vllm_litelvlm.demo.checkpoint import Checkpoint, _published_name, _spread
+from vllm_litelvlm.demo.checkpoint import Checkpoint, _published_name, spread
 from vllm_litelvlm.demo.vocabularies import CHAT_TEMPLATE, gemma_tokenizer, llama_tokenizer
 
 #: Of the tower in a LLaVA: all layers, or all but the last and no head.
@@ -106,7 +106,7 @@ def _write_siglip(folder: Path, geometry: SiglipGeometry, generation: int) -> Si
         },
     )
     model = SiglipModel(config).eval()
-    _spread(model)
+    spread(model)
     with torch.no_grad():
         for module in model.modules():
             # Fresh norms are the identity, so that one taken for another would go unnoticed.
@@ -178,8 +178,8 @@ def _write_llava(
 def _llava_tensors(config: LlavaConfig, siglip: SiglipModel, shortened: bool) -> dict[str, Tensor]:
     """The tower of ``siglip``, and the rest with random weights, under the published names."""
     model = LlavaForConditionalGeneration(config).eval()
-    _spread(model.model.language_model)
-    _spread(model.model.multi_modal_projector)
+    spread(model.model.language_model)
+    spread(model.model.multi_modal_projector)
     last = f"vision_model.encoder.layers.{siglip.config.vision_config.num_hidden_layers - 1}."
     without = (last, "vision_model.head.") if shortened else ()
     state = {

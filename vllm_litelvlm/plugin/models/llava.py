@@ -19,6 +19,7 @@ from vllm.model_executor.models.llava import (
     LlavaProcessingInfo,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from vllm_litelvlm.plugin.config import position_limit
@@ -130,6 +131,11 @@ class Squares:
         return [self.patches] * len(self.pixels)
 
     @property
+    def load(self) -> list[int]:
+        """The same as :attr:`tokens`."""
+        return self.tokens
+
+    @property
     def device(self) -> torch.device:
         """Where the pixels are."""
         return self.pixels.device
@@ -224,6 +230,10 @@ class LiteLVLMLlava(OriginalPositions, PrunedModel, LlavaForConditionalGeneratio
         stock = self._parse_and_validate_image_input(pixel_values=numbers)
         whole: MultiModalEmbeddings = self._process_image_input(stock)
         return whole
+
+    def litelvlm_feature_tokens(self, feature: MultiModalFeatureSpec) -> int:
+        """The same of every picture."""
+        return self.litelvlm_patches
 
     def litelvlm_keeps(self, keys: Sequence[bytes]) -> bool:
         """Whether they are in the feature cache."""

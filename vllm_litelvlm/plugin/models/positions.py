@@ -1,5 +1,6 @@
 """The part of a model class that lets kept tokens keep their own positions."""
 
+from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -39,9 +40,12 @@ class OriginalPositions:
     supported_video_pruning_methods: ClassVar = ("evs",)
     #: Of the model's configuration.
     litelvlm_image_token: int
-    litelvlm_patches: int
     #: The last position that the rotary embedding has.
     litelvlm_last_position: int
+
+    @abstractmethod
+    def litelvlm_feature_tokens(self, feature: MultiModalFeatureSpec) -> int:
+        """Visual tokens of the picture of an item in a prompt, before pruning."""
 
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]
@@ -58,10 +62,12 @@ class OriginalPositions:
         places = [one.mm_position for one in features]
         below = bases_below([order.layer for order in orders], keys, places)
         spans = []
-        for place, order, base in zip(places, orders, below, strict=True):
+        for feature, order, base in zip(features, orders, below, strict=True):
+            place = feature.mm_position
             positions = place.length
             if order.original:
-                positions = len(order.pruner.places(self.litelvlm_patches)) if base is None else 0
+                whole = order.pruner.places(self.litelvlm_feature_tokens(feature))
+                positions = len(whole) if base is None else 0
             within = base if order.original else None
             spans.append(ImageSpan(place.offset, place.length, positions, within))
         return spans
@@ -93,7 +99,7 @@ class OriginalPositions:
         found = []
         for number, (tokens, order) in enumerate(zip(embeddings, batch.orders, strict=True)):
             if order.original and selections is not None:
-                start = order.pruner.places(self.litelvlm_patches).start
+                start = order.pruner.places(batch.media.tokens[number]).start
                 offsets = selections[number].indices - start
             else:
                 offsets = torch.arange(len(tokens), device=tokens.device)

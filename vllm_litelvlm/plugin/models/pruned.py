@@ -137,8 +137,9 @@ class PrunedModel(ABC):
         """Called at the end of the model's ``__init__``."""
         self._settings = guidance_config(vllm_config.model_config.hf_config)
         self._stopwatch = Stopwatch()
-        #: Unpruned tokens (:attr:`Media.load`) that go through tower and guidance together. vLLM's scheduler counts what
-        #: is kept of them, so a step may have more than the memory profile saw, which sets this.
+        #: Unpruned tokens that go through tower and guidance together (:attr:`Media.load`). vLLM's
+        #: scheduler counts what is kept of them, so a step may have more than the memory profile
+        #: saw, which sets this.
         self._at_once: int = vllm_config.scheduler_config.max_num_encoder_input_tokens
         if self._settings.server.original_positions and current_platform.is_cpu():
             mend_cpu_runner()

@@ -88,20 +88,21 @@ class LlavaNextProcessor(ClipTexts, LlavaNextMultiModalProcessor):
         Raises VLLMValidationError (HTTP 400) for arguments by which it has other tiles than the
         model's configuration says.
         """
+        arguments = self.info.ctx.get_merged_mm_kwargs(picture.arguments)
+        refusal = VLLMValidationError(
+            f"mm_processor_kwargs {sorted(arguments)} change the tiles of an image, which have to "
+            "be those of the model's configuration. Leave them out.",
+            parameter="mm_processor_kwargs",
+        )
+        if "image_grid_pinpoints" in arguments:
+            raise refusal
         made = super().preprocess(picture)
         assert isinstance(made, Mapping)
         config, [pixels] = self.info.get_hf_config(), made["pixel_values"]
         layout = layout_of(config, made["image_sizes"][0].tolist())
         side = config.vision_config.image_size
-        expected = (layout.tiles, 3, side, side)
-        arguments = self.info.ctx.get_merged_mm_kwargs(picture.arguments)
-        if "image_grid_pinpoints" in arguments or tuple(pixels.shape) != expected:
-            raise VLLMValidationError(
-                f"mm_processor_kwargs {sorted(arguments)} change the tiles of an image to "
-                f"{list(pixels.shape)}; the model's configuration has {list(expected)}, with its "
-                "own image_grid_pinpoints. Leave them out.",
-                parameter="mm_processor_kwargs",
-            )
+        if tuple(pixels.shape) != (layout.tiles, 3, side, side):
+            raise refusal
         return made
 
     def joined(self, pixels: Sequence[Any]) -> dict[str, Any]:

@@ -199,3 +199,23 @@ def test_family_is_found_by_its_architecture() -> None:
     from vllm_litelvlm.plugin.served import family
 
     assert family("LlavaNextForConditionalGeneration") is LiteLVLMLlavaNext.litelvlm_family
+
+
+def test_picture_sent_by_its_name_alone_has_its_size(build: Any) -> None:
+    processor = build()
+
+    def named(image: Any, budget: float) -> Any:
+        items = processor.info.parse_mm_data({"image": [image]}, validate=False)
+        return processor(
+            PROMPT,
+            items,
+            mm_uuid_items={"image": ["a name"]},
+            hf_processor_mm_kwargs={"litelvlm": {"budget": budget}},
+        )
+
+    with pytest.raises(VLLMValidationError, match="its data is not provided"):
+        named(None, 0.5)
+    tokens = layout_of(processor.info.get_hf_config(), (300, 500)).tokens
+    for image, budget in ((picture(300, 500), 0.5), (None, 0.25)):
+        [place] = named(image, budget)["mm_placeholders"]["image"]
+        assert place.length == int(budget * tokens + 0.5)

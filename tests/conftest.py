@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from vllm_litelvlm.demo.checkpoint import TINY, Checkpoint, build_checkpoint
+from vllm_litelvlm.demo.llava_next import build_llava_next
 
 
 def pytest_report_header() -> str:
@@ -25,6 +26,12 @@ def pytest_report_header() -> str:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """A LLaVA and its CLIP in the published layouts, random weights, float32."""
     return build_checkpoint(Path(tmp_path_factory.mktemp("checkpoint")), TINY)
+
+
+@pytest.fixture(scope="session")
+def llava_next(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A LLaVA-NeXT and its CLIP, as :func:`checkpoint`, with tiles of 64 patches."""
+    return build_llava_next(Path(tmp_path_factory.mktemp("llava-next")))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vllm_litelvlm.pruning.farthest import farthest_points, gaps_to
+from vllm_litelvlm.pruning.farthest import farthest_in_planes, farthest_points, gaps_to
 
 #: (images, patches, columns): squares, rows that are cut short, lines.
 SHAPES = [(1, 1, 1), (2, 9, 3), (2, 36, 6), (3, 11, 4), (2, 7, 7), (1, 7, 1)]
@@ -97,3 +97,34 @@ def test_gpu_chooses_what_the_cpu_chooses() -> None:
                 weights.cuda(), columns, count, None if base is None else base.cuda()
             )
             assert torch.equal(on_gpu.cpu(), farthest_points(weights, columns, count, base))
+
+
+@pytest.mark.parametrize("heaviest", [1, 4, 1000])
+@pytest.mark.parametrize("shapes", [[(3, 3), (4, 5)], [(2, 2), (1, 7), (3, 2)], [(4, 4)]])
+def test_planes_do_not_see_each_other(shapes: list[tuple[int, int]], heaviest: int) -> None:
+    points = [
+        (row, column, plane)
+        for plane, (rows, columns) in enumerate(shapes)
+        for row in range(rows)
+        for column in range(columns)
+    ]
+
+    def gap(patch: int, chosen: list[int]) -> int:
+        row, column, plane = points[patch]
+        near = [
+            (row - points[other][0]) ** 2 + (column - points[other][1]) ** 2
+            for other in chosen
+            if points[other][2] == plane
+        ]
+        return min(near, default=2**21)
+
+    for seed in range(8):
+        weights = whole_weights(2, len(points), seed, heaviest)
+        found = farthest_in_planes(weights, torch.tensor(points).float(), len(points))
+        for one, order in zip(weights.tolist(), found.tolist(), strict=True):
+            for number, newest in enumerate(order):
+                scores = [
+                    -1 if patch in order[:number] else weight * gap(patch, order[:number])
+                    for patch, weight in enumerate(one)
+                ]
+                assert newest == scores.index(max(scores))

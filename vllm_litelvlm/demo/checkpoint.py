@@ -5,8 +5,10 @@ layout and tensor names of ``llava-hf/llava-1.5-7b-hf`` and ``openai/clip-vit-la
 336-pixel images, 576 visual tokens, features of layer -2, a two-layer projector, a Llama decoder.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -109,6 +111,19 @@ def build_checkpoint(
 
     Without ``weights`` they are for ``vllm serve --load-format=dummy``.
     """
+    return build(folder, _write_llava, geometry, dtype, seed, weights=weights)
+
+
+def build(
+    folder: Path,
+    write_llava: Callable[[Path, Geometry, CLIPModel, torch.dtype], None],
+    geometry: Geometry,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    *,
+    weights: bool = True,
+) -> Checkpoint:
+    """As :func:`build_checkpoint`, with a LLaVA of the kind that a function writes."""
     built = Checkpoint(llava=folder / "llava", clip=folder / "clip")
     marker = folder / "complete"
     described = f"{geometry} {dtype} {seed} {weights}"
@@ -117,7 +132,7 @@ def build_checkpoint(
     torch.manual_seed(seed)
     with torch.device("cpu" if weights else "meta"):
         clip = _write_clip(built.clip, geometry)
-        _write_llava(built.llava, geometry, clip, dtype)
+        write_llava(built.llava, geometry, clip, dtype)
     marker.write_text(described)
     return built
 
@@ -162,37 +177,48 @@ def _write_llava(folder: Path, geometry: Geometry, clip: CLIPModel, dtype: torch
         architectures=["LlavaForConditionalGeneration"],
         dtype=dtype,
         vision_config=clip.config.vision_config,
-        text_config=LlamaConfig(
-            architectures=["LlamaForCausalLM"],
-            hidden_size=geometry.llm_width,
-            intermediate_size=geometry.llm_mlp,
-            num_hidden_layers=geometry.llm_layers,
-            num_attention_heads=geometry.llm_heads,
-            num_key_value_heads=geometry.llm_kv_heads,
-            vocab_size=max(len(tokenizer), geometry.embeddings),
-            max_position_embeddings=geometry.positions,
-            rms_norm_eps=1e-5,
-            dtype=dtype,
-        ),
+        text_config=llama_config(geometry, len(tokenizer), dtype),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=(geometry.image_size // geometry.patch_size) ** 2,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
     )
+    write_parts(
+        folder, config, LlavaForConditionalGeneration, clip, llava_processor(geometry, tokenizer)
+    )
+
+
+def llama_config(geometry: Geometry, vocabulary: int, dtype: torch.dtype) -> LlamaConfig:
+    """Of the language model, whose tokenizer has so many entries."""
+    return LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        hidden_size=geometry.llm_width,
+        intermediate_size=geometry.llm_mlp,
+        num_hidden_layers=geometry.llm_layers,
+        num_attention_heads=geometry.llm_heads,
+        num_key_value_heads=geometry.llm_kv_heads,
+        vocab_size=max(vocabulary, geometry.embeddings),
+        max_position_embeddings=geometry.positions,
+        rms_norm_eps=1e-5,
+        dtype=dtype,
+    )
+
+
+def write_parts(folder: Path, config: Any, model: Any, clip: CLIPModel, processor: Any) -> None:
+    """A LLaVA of some kind, whose class in transformers is ``model``, on the tower of ``clip``."""
     folder.mkdir(parents=True, exist_ok=True)
     if clip.device.type != "meta":
-        tensors = _llava_tensors(config, clip, dtype)
+        tensors = _llava_tensors(model(config).eval(), clip, config.dtype)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
     GenerationConfig(
-        bos_token_id=1, eos_token_id=2, pad_token_id=tokenizer.pad_token_id
+        bos_token_id=1, eos_token_id=2, pad_token_id=processor.tokenizer.pad_token_id
     ).save_pretrained(folder)
-    llava_processor(geometry, tokenizer).save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
-def _llava_tensors(config: LlavaConfig, clip: CLIPModel, dtype: torch.dtype) -> dict[str, Tensor]:
+def _llava_tensors(model: Any, clip: CLIPModel, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tower of ``clip``, and the rest with random weights, under the published names."""
-    model = LlavaForConditionalGeneration(config).eval()
     spread(model.model.language_model)
     spread(model.model.multi_modal_projector)
     state = {
@@ -211,7 +237,7 @@ def _published_name(name: str) -> str | None:
     """The name in llava-hf's files of a tensor of transformers 5; None for the vision tower's."""
     if name.startswith("model.language_model."):
         return name.replace("model.language_model.", "language_model.model.", 1)
-    if name.startswith("model.multi_modal_projector."):
+    if name.startswith(("model.multi_modal_projector.", "model.image_newline")):
         return name.removeprefix("model.")
     return f"language_model.{name}" if name.startswith("lm_head.") else None
 

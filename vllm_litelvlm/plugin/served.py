@@ -12,6 +12,9 @@ _QWEN = "vllm_litelvlm.plugin.models.qwen_vl"
 #: Architecture in a checkpoint's config.json to the class that serves it.
 MODELS = {
     "LlavaForConditionalGeneration": "vllm_litelvlm.plugin.models.llava:LiteLVLMLlava",
+    "LlavaNextForConditionalGeneration": (
+        "vllm_litelvlm.plugin.models.llava_next:LiteLVLMLlavaNext"
+    ),
     "Qwen2_5_VLForConditionalGeneration": f"{_QWEN}:LiteLVLMQwen25VL",
     "Qwen3VLForConditionalGeneration": f"{_QWEN}:LiteLVLMQwen3VL",
     "Qwen3VLMoeForConditionalGeneration": f"{_QWEN}:LiteLVLMQwen3VLMoe",

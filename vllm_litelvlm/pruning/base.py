@@ -93,7 +93,9 @@ class Signals:
 
     ``values`` holds the computed signals. Text signals have as many rows as the image with the
     most texts in the batch; rows past an image's own ``text_counts`` entry are padding.
-    ``row_length``: of the grid of patches, where that is no square.
+    ``row_length``: of the grid of patches, where that is no square. ``points``: where they stand,
+    where that is no grid: row and column in a plane of patches, and the number of the plane,
+    float32 [patches, 3]. Planes have nothing to do with each other.
     """
 
     images: int
@@ -103,6 +105,7 @@ class Signals:
     values: Mapping[Signal, Tensor] = field(default_factory=dict)
     tower: Tower | None = None
     row_length: int | None = None
+    points: Tensor | None = None
 
     def __getitem__(self, signal: Signal) -> Tensor:
         assert signal in self.values, f"signal {signal} was not computed"
@@ -136,6 +139,7 @@ class Signals:
             values=values,
             tower=tower.rows(images) if tower is not None else None,
             row_length=self.row_length,
+            points=self.points,
         )
 
     @property

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from vllm_litelvlm.pruning.kernels import kernels_take
 
+#: A power of two above the squared distance of any two patches of a plane of 1,000 a side.
+_FAR_APART = float(2**21)
+
 
 def farthest_points(
     weights: Tensor, columns: int, count: int, base: Tensor | None = None
@@ -39,6 +42,31 @@ def farthest_points(
     else:
         gaps = gaps_to(base, columns)
     return choose_one_by_one(weights, gaps, columns, count)
+
+
+def farthest_in_planes(weights: Tensor, points: Tensor, count: int) -> Tensor:
+    """Choose as :func:`farthest_points` does, of patches in several planes.
+
+    Between planes there is no distance: to a patch of another one all are as far as to none, and
+    each plane's first choice is its heaviest patch. A GPU runs these steps one by one, too.
+
+    Args:
+        weights: at least 1, float32 [images, patches].
+        points: as :attr:`~vllm_litelvlm.pruning.base.Signals.points`, float32 [patches, 3].
+        count: how many to choose.
+
+    Returns:
+        Patches in the order of their choice, int64 [images, count].
+    """
+    places, plane = points.split([2, 1], dim=1)
+    gaps, chosen = torch.full_like(weights, _FAR_APART), []
+    for _ in range(count):
+        newest = (weights * gaps).argmax(dim=-1)
+        chosen.append(newest)
+        squares = (places - places[newest][:, None]).square().sum(dim=-1)
+        apart = plane[:, 0] != plane[newest]
+        gaps = torch.minimum(gaps, squares.masked_fill(apart, _FAR_APART))
+    return torch.stack(chosen, dim=1)
 
 
 def choose_one_by_one(weights: Tensor, gaps: Tensor, columns: int, count: int) -> Tensor:

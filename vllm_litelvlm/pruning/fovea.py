@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, keep
-from vllm_litelvlm.pruning.farthest import farthest_points
+from vllm_litelvlm.pruning.farthest import farthest_in_planes, farthest_points
 from vllm_litelvlm.pruning.ranking import membership, raster
 
 
@@ -21,7 +21,8 @@ class Fovea(Pruner):
 
     The first token is the heaviest patch; then, again and again, the one with the highest w * d²,
     where d is its distance to the nearest token so far, in patches. Ties go to the lower patch
-    index. Raster order.
+    index. Raster order. Of an image in several planes (an overview and tiles), those of others are
+    as far away as none, and 0 to 1 goes over all of them.
 
     The text score is the one of LiteLVLM (``guidance``, and the wanted end: ``direction``); of
     several texts the one that wants a patch most decides. v is 0 without a text, and a score that
@@ -87,7 +88,12 @@ class Fovea(Pruner):
         ).unbind(dim=1)
         by_text = text * wanted
         weights = 1 + self.context * context + by_text
-        kept = raster(farthest_points(weights, signals.columns, budget, base))
+        if signals.points is None:
+            chosen = farthest_points(weights, signals.columns, budget, base)
+        else:
+            assert base is None, "patches in planes come in one layer"
+            chosen = farthest_in_planes(weights, signals.points, budget)
+        kept = raster(chosen)
         guided = by_text > by_text.mean(dim=-1, keepdim=True)
         return keep(signals, kept, guided.gather(1, kept))
 

@@ -1,6 +1,6 @@
 """LLaVA whose language model gets only the visual tokens that a request's text needs."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -19,28 +19,22 @@ from vllm.model_executor.models.llava import (
     LlavaProcessingInfo,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from vllm_litelvlm.plugin.config import position_limit
 from vllm_litelvlm.plugin.models.clip import ClipFamily, ClipTexts
-from vllm_litelvlm.plugin.models.images import VllmImages
-from vllm_litelvlm.plugin.models.positions import OriginalPositions, install_rows
-from vllm_litelvlm.plugin.models.pruned import Batch, Group, PrunedModel
-from vllm_litelvlm.plugin.models.weights import FollowedWeights
+from vllm_litelvlm.plugin.models.clip_guided import ClipGuided
+from vllm_litelvlm.plugin.models.positions import install_rows
+from vllm_litelvlm.plugin.models.pruned import Batch, Group
 from vllm_litelvlm.plugin.pixels import Picture
 from vllm_litelvlm.plugin.plan import WorkOrder
 from vllm_litelvlm.plugin.stopwatch import Section
-from vllm_litelvlm.pruning.base import Selection, Signal, Signals
-from vllm_litelvlm.pruning.registry import build_pruner
+from vllm_litelvlm.pruning.base import Signal, Signals
 from vllm_litelvlm.pruning.traits import Traits
 from vllm_litelvlm.vision.frame import Frame, check_shows_squares
 from vllm_litelvlm.vision.pixels import ByteProcessor, PixelValues
-from vllm_litelvlm.vision.slots import SlotCache
-from vllm_litelvlm.vision.tower_guidance import TowerGuidance, patch_count
+from vllm_litelvlm.vision.tower_guidance import patch_count
 from vllm_litelvlm.vision.tower_kinds import kind_of
-
-#: More than the prefix cache has room for; they take 9 MiB.
-_BASES = 16_384
 
 
 class LlavaFamily(ClipFamily):
@@ -134,6 +128,11 @@ class Squares:
         return [self.patches] * len(self.pixels)
 
     @property
+    def load(self) -> list[int]:
+        """The same as :attr:`tokens`."""
+        return self.tokens
+
+    @property
     def device(self) -> torch.device:
         """Where the pixels are."""
         return self.pixels.device
@@ -146,66 +145,23 @@ class Squares:
 @MULTIMODAL_REGISTRY.register_processor(
     build_processor, info=LlavaProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
 )
-class LiteLVLMLlava(OriginalPositions, PrunedModel, LlavaForConditionalGeneration):
+class LiteLVLMLlava(ClipGuided, LlavaForConditionalGeneration):
     """vLLM's LLaVA with pruning between the vision tower and the projector."""
 
     litelvlm_family = LlavaFamily()
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.litelvlm_begin(vllm_config)
-        self.litelvlm_image_token = self.config.image_token_index
         self.litelvlm_patches = patch_count(self.config.vision_config)
-        self.litelvlm_last_position = position_limit(vllm_config.model_config) - 1
         #: None where pixels do not come as bytes.
         self.litelvlm_pixels: PixelValues | None = None
-        #: None where images are not served, and so the next.
-        self.litelvlm: TowerGuidance | None = None
-        self._followed: FollowedWeights | None = None
-        if self.multimodal_config.get_limit_per_prompt("image") > 0:
-            dtype = vllm_config.model_config.dtype
+        if self.litelvlm is not None:
             processor = MULTIMODAL_REGISTRY.create_processor(vllm_config.model_config)
             assert isinstance(processor, LlavaProcessor)
             if processor.bytes_of is not None:
-                self.litelvlm_pixels = PixelValues(processor.bytes_of, dtype)
-            clip_model = self._settings.own["clip_model"]
-            self.litelvlm = kind_of(self.config).guide(clip_model, self.config, dtype)
-            self._add_caches(self.litelvlm, dtype)
-            self._followed = FollowedWeights(
-                self.litelvlm, self.vision_tower, self._settings, vllm_config
-            )
-
-    def _add_caches(self, guidance: TowerGuidance, dtype: torch.dtype) -> None:
-        """Allocate them with the weights, so that vLLM's memory profile finds them taken."""
-        server = self._settings.server
-        pruners = [build_pruner(one.method, one.parameters) for one in server.sets.values()]
-        needs = frozenset().union(*(pruner.needs for pruner in pruners))
-        guidance.add_feature_cache(int(server.feature_cache_gb * 2**30), dtype, needs)
-        guidance.add_text_cache(server.text_cache)
-        guidance.add_base_cache(_BASES)
-
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Load the model, and guidance from the same weights and its CLIP."""
-        stock = super().load_weights
-        return (
-            set(stock(weights)) if self._followed is None else self._followed.load(weights, stock)
-        )
-
-    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
-        """The model's, and guidance's weights: of all else vLLM's deep sleep keeps nothing."""
-        yield from super().named_buffers(*args, **kwargs)
-        if self._followed is not None:
-            yield from self._followed.buffers()
-
-    def litelvlm_caches(self) -> tuple[SlotCache | None, SlotCache | None]:
-        """Guidance's."""
-        assert self.litelvlm is not None
-        return self.litelvlm.feature_cache, self.litelvlm.text_cache
-
-    def litelvlm_forget(self) -> None:
-        """Empty the caches."""
-        if self._followed is not None:
-            self._followed.forget()
+                self.litelvlm_pixels = PixelValues(
+                    processor.bytes_of, vllm_config.model_config.dtype
+                )
 
     def litelvlm_media(self, fields: dict[str, Any]) -> Squares:
         """Bytes, or numbers where some of the step's images come as such.
@@ -233,6 +189,10 @@ class LiteLVLMLlava(OriginalPositions, PrunedModel, LlavaForConditionalGeneratio
         whole: MultiModalEmbeddings = self._process_image_input(stock)
         return whole
 
+    def litelvlm_feature_tokens(self, feature: MultiModalFeatureSpec) -> int:
+        """The same of every picture."""
+        return self.litelvlm_patches
+
     def litelvlm_keeps(self, keys: Sequence[bytes]) -> bool:
         """Whether they are in the feature cache."""
         assert self.litelvlm is not None
@@ -242,11 +202,10 @@ class LiteLVLMLlava(OriginalPositions, PrunedModel, LlavaForConditionalGeneratio
         self, batch: Batch, needs: frozenset[Signal], section: Section
     ) -> list[Group]:
         """All images of a batch are one group."""
-        assert self._followed is not None
         assert isinstance(batch.media, Squares)
-        guidance = self._followed.up_to_date()
-        images = VllmImages(self, batch.media.pixels, batch.keys, section)
-        signals = guidance.signals(images, batch.text_ids, needs)
+        signals = self.litelvlm_signals(
+            batch.media.pixels, batch.keys, batch.text_ids, needs, section
+        )
         return [Group(range(len(batch.orders)), signals)]
 
     def litelvlm_bases(
@@ -255,10 +214,3 @@ class LiteLVLMLlava(OriginalPositions, PrunedModel, LlavaForConditionalGeneratio
         """By guidance, which remembers them."""
         assert self.litelvlm is not None
         return self.litelvlm.bases(signals, keys, orders)
-
-    def litelvlm_tokens(self, selections: Sequence[Selection]) -> Sequence[Tensor]:
-        """Behind the projector, which runs once."""
-        tokens = [selection.tokens for selection in selections]
-        projected: Tensor = self.multi_modal_projector(torch.cat(tokens))
-        parts: tuple[Tensor, ...] = projected.split([len(kept) for kept in tokens])
-        return parts

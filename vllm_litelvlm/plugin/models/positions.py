@@ -1,5 +1,6 @@
 """The part of a model class that lets kept tokens keep their own positions."""
 
+from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -42,9 +43,12 @@ class OriginalPositions:
     config: Any
     #: Of the model's configuration.
     litelvlm_image_token: int
-    litelvlm_patches: int
     #: The last position that the rotary embedding has.
     litelvlm_last_position: int
+
+    @abstractmethod
+    def litelvlm_feature_tokens(self, feature: MultiModalFeatureSpec) -> int:
+        """Visual tokens of the picture of an item in a prompt, before pruning."""
 
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]
@@ -61,17 +65,19 @@ class OriginalPositions:
         places = [one.mm_position for one in features]
         below = bases_below([order.layer for order in orders], keys, places)
         spans = []
-        for place, order, base in zip(places, orders, below, strict=True):
+        for feature, order, base in zip(features, orders, below, strict=True):
+            place = feature.mm_position
             positions = place.length
             if order.original:
-                positions = len(self._places(order.pruner)) if base is None else 0
+                whole = self._places(order.pruner, self.litelvlm_feature_tokens(feature))
+                positions = len(whole) if base is None else 0
             within = base if order.original else None
             spans.append(ImageSpan(place.offset, place.length, positions, within))
         return spans
 
-    def _places(self, pruner: Pruner) -> range:
-        """All that a method's tokens of an image may take."""
-        return self.litelvlm_family.traits(self.config).places(pruner, self.litelvlm_patches)
+    def _places(self, pruner: Pruner, tokens: int) -> range:
+        """All that a method's tokens of an image of so many tokens may take."""
+        return self.litelvlm_family.traits(self.config).places(pruner, tokens)
 
     def recompute_mrope_positions(
         self,
@@ -100,7 +106,7 @@ class OriginalPositions:
         found = []
         for number, (tokens, order) in enumerate(zip(embeddings, batch.orders, strict=True)):
             if order.original and selections is not None:
-                start = self._places(order.pruner).start
+                start = self._places(order.pruner, batch.media.tokens[number]).start
                 offsets = selections[number].indices - start
             else:
                 offsets = torch.arange(len(tokens), device=tokens.device)

@@ -40,6 +40,10 @@ class Media(Protocol):
         """Visual tokens of each image, before pruning."""
 
     @property
+    def load(self) -> Sequence[int]:
+        """Visual tokens of each image as tower and guidance have them, cut off later or not."""
+
+    @property
     def device(self) -> Any:
         """Where they are."""
 
@@ -68,9 +72,9 @@ class Batch:
     orders: Sequence[WorkOrder]
 
     def parts(self, room: int) -> "Iterator[Batch]":
-        """Runs of the images of at most ``room`` unpruned tokens, or of one image."""
+        """Runs of the images that load the tower with at most ``room`` tokens, or of one image."""
         start, taken = 0, 0
-        for number, tokens in enumerate(self.media.tokens):
+        for number, tokens in enumerate(self.media.load):
             if taken and taken + tokens > room:
                 yield self._some(slice(start, number))
                 start, taken = number, 0
@@ -141,8 +145,9 @@ class PrunedModel(ABC):
         """Called at the end of the model's ``__init__``."""
         self._settings = guidance_config(vllm_config.model_config.hf_config)
         self._stopwatch = Stopwatch()
-        #: Unpruned tokens that go through tower and guidance together. vLLM's scheduler counts what
-        #: is kept of them, so a step may have more than the memory profile saw, which sets this.
+        #: Unpruned tokens that go through tower and guidance together (:attr:`Media.load`). vLLM's
+        #: scheduler counts what is kept of them, so a step may have more than the memory profile
+        #: saw, which sets this.
         self._at_once: int = vllm_config.scheduler_config.max_num_encoder_input_tokens
         if self._settings.server.original_positions and current_platform.is_cpu():
             mend_cpu_runner()
@@ -170,7 +175,7 @@ class PrunedModel(ABC):
             return self._profile(batch)
         embeddings: list[Tensor] = []
         for part in batch.parts(self._at_once):
-            selections = self._select(part)
+            selections = self.litelvlm_select(part)
             trace_selections(part.orders, part.text_ids, selections, part.media.tokens)
             embeddings += self._finished(self.litelvlm_tokens(selections), part, selections)
         return embeddings
@@ -188,15 +193,16 @@ class PrunedModel(ABC):
 
     def _profile(self, batch: Batch) -> MultiModalEmbeddings:
         """Run vLLM's memory profile, whose images are one and the same, as if they were not."""
-        self._at_once = sum(batch.media.tokens)
+        self._at_once = sum(batch.media.load)
         keys = [number.to_bytes(4, "little") for number in range(len(batch.keys))]
         batch = Batch(batch.media, keys, batch.text_ids, batch.orders)
-        selections = self._select(batch)
+        selections = self.litelvlm_select(batch)
         embeddings = self._finished(self.litelvlm_tokens(selections), batch, selections)
         self.litelvlm_forget()
         return embeddings
 
-    def _select(self, batch: Batch) -> list[Selection]:
+    def litelvlm_select(self, batch: Batch) -> list[Selection]:
+        """What stays of each image, by the batch's orders."""
         metrics = worker_metrics() if get_tensor_model_parallel_rank() == 0 else None
         guidance_seconds = metrics.guidance_seconds if metrics is not None else None
         selection_seconds = metrics.selection_seconds if metrics is not None else None

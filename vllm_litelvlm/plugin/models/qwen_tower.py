@@ -43,6 +43,11 @@ class Patches:
         return [grid.tokens for grid in self.grids]
 
     @property
+    def load(self) -> list[int]:
+        """The same as :attr:`tokens`."""
+        return self.tokens
+
+    @property
     def device(self) -> torch.device:
         """Where the pixels are."""
         return self.pixels.device

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vllm_litelvlm.cli import main
+from vllm_litelvlm.plugin.served import MODELS
 from vllm_litelvlm.pruning.registry import method_names, pruner_class
 
 
@@ -18,6 +19,20 @@ def test_methods_lists_every_method_with_its_options(capsys: pytest.CaptureFixtu
         for option in pruner_class(name).model_fields:
             assert option in printed
     assert "budget" in printed
+
+
+def test_families_lists_every_architecture(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    assert main(["families"]) == 0
+    printed = capsys.readouterr().out
+    for architecture in MODELS:
+        assert architecture in printed
+    for line in printed.splitlines():
+        if "Qwen" in line:
+            assert "prumerge, prumerge+, tome" in line
+            assert "videos" in line
 
 
 def test_model_that_is_no_folder_is_a_sentence_and_status_1(

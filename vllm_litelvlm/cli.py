@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 analysis.run(chosen)
             case "train":
                 training.run(chosen)
+            case "families":
+                _families()
             case _:
                 _methods()
     except LiteLVLMError as error:
@@ -72,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--clip-model", help="hub name or folder of the vision tower's CLIP")
     demo.add_argument("--port", type=int, help="port of the server; a free one if left out")
+    commands.add_parser("families", help="list the models that can be served, and what each offers")
     commands.add_parser("methods", help="list the pruning methods and their options")
     evaluate = commands.add_parser(
         "evaluate",
@@ -146,6 +149,32 @@ def _methods() -> None:
         only = "prunes inside the language model: in the evaluation only, not in vLLM"
         table.add_row(f"[bold]{name}[/]", "", f"[bold]{decoder.paper}[/]; {only}")
         add_options(decoder.model_fields)
+    Console().print(table)
+
+
+def _families() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    with Console(stderr=True).status("Loading vLLM's models ..."):
+        from vllm_litelvlm.plugin.served import MODELS, family
+        from vllm_litelvlm.pruning.registry import method_names, offered_methods
+
+        families = {architecture: family(architecture) for architecture in MODELS}
+    headings = ("family", "architecture", "sees", "is guided by", "cannot run", "in two layers")
+    table = Table(*headings, "positions by default")
+    for architecture, found in families.items():
+        for traits in found.kinds():
+            lacking = sorted({*method_names()} - {*offered_methods(traits)})
+            table.add_row(
+                f"[bold]{traits.family}[/]",
+                architecture,
+                found.media,
+                found.guidance,
+                ", ".join(lacking) or "-",
+                "yes" if traits.layered else "no",
+                found.defaults.positions,
+            )
     Console().print(table)
 
 

@@ -11,6 +11,15 @@ from vllm.model_executor.models.llava import (
     LlavaForConditionalGeneration,
     LlavaMultiModalProcessor,
 )
+from vllm.model_executor.models.qwen2_5_vl import (
+    Qwen2_5_VisionAttention,
+    Qwen2_5_VisionTransformer,
+    Qwen2_5_VLForConditionalGeneration,
+)
+from vllm.model_executor.models.qwen3_vl import (
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMultiModalProcessor,
+)
 from vllm.model_executor.models.siglip import SiglipVisionModel
 from vllm.renderers import ChatParams
 from vllm.renderers.base import BaseRenderer
@@ -50,6 +59,55 @@ from vllm_litelvlm.plugin import wrap
                 "feature_select_strategy",
             ],
         ),
+        *(
+            (
+                model.get_mrope_input_positions,
+                ["self", "input_tokens", "mm_features"],
+            )
+            for model in (Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration)
+        ),
+        *(
+            (
+                model.recompute_mrope_positions,
+                [
+                    "self",
+                    "input_ids",
+                    "multimodal_embeddings",
+                    "mrope_positions",
+                    "num_computed_tokens",
+                ],
+            )
+            for model in (Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration)
+        ),
+        (
+            Qwen3VLMultiModalProcessor._apply_hf_processor_main,
+            ["self", "mm_items", "hf_kwargs"],
+        ),
+        (
+            Qwen3VLMultiModalProcessor.get_video_repl,
+            [
+                "tokens_per_frame",
+                "timestamps",
+                "tokenizer",
+                "vision_start_token_id",
+                "vision_end_token_id",
+                "video_token_id",
+                "select_token_id",
+            ],
+        ),
+        (
+            Qwen2_5_VisionAttention.forward,
+            [
+                "self",
+                "x",
+                "cu_seqlens",
+                "rotary_pos_emb_cos",
+                "rotary_pos_emb_sin",
+                "max_seqlen",
+                "sequence_lengths",
+            ],
+        ),
+        (Qwen2_5_VisionTransformer.get_rope_by_thw, ["self", "t", "h", "w"]),
         (BaseRenderer._apply_prompt_extras, ["self", "prompts", "prompt_extras"]),
         (BaseRenderer.warmup, ["self", "chat_params"]),
         (HfRenderer.render_messages, ["self", "messages", "params"]),

@@ -1,6 +1,7 @@
 """What has to be known of a model family before a model of it is built."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from vllm.config import ModelConfig, VllmConfig
@@ -19,12 +20,20 @@ class Family(ABC):
 
     #: For sentences and tables.
     name: ClassVar[str]
+    #: What it can see, for tables.
+    media: ClassVar[str] = "images"
+    #: What its texts are compared by, for tables.
+    guidance: ClassVar[str]
     #: What requests have where neither they nor the server say otherwise.
     defaults: ClassVar[PruningOptions] = PruningOptions()
 
     @abstractmethod
     def traits(self, config: Any) -> Traits:
         """What a model offers to methods."""
+
+    def kinds(self) -> Sequence[Traits]:
+        """What models of each kind offer, but for the sizes of their images."""
+        return [self.traits(None)]
 
     @abstractmethod
     def image_token(self, config: Any) -> int:

@@ -58,7 +58,8 @@ class TowerKind:
         return build(config.vision_config, self.read(name, config), dtype)
 
 
-_KINDS = {
+#: By the ``model_type`` of the tower's configuration.
+KINDS = {
     "clip_vision_model": TowerKind(
         "LLaVA-1.5",
         ClipGuidance,
@@ -82,9 +83,9 @@ def kind_of(config: Any) -> TowerKind:
     """The kind of a LLaVA's vision tower. Raises CompatibilityError for other kinds."""
     tower = getattr(config, "vision_config", None)
     kind = getattr(tower, "model_type", type(tower).__name__)
-    if kind not in _KINDS:
+    if kind not in KINDS:
         raise CompatibilityError(
             f"litelvlm needs a CLIP or SigLIP vision tower; this model's is {kind!r}. "
             "Serve it without --plugin litelvlm."
         )
-    return _KINDS[kind]
+    return KINDS[kind]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from vllm.config import ModelConfig, VllmConfig
@@ -20,6 +20,8 @@ class ClipFamily(Family):
     The tower may be of another kind of the CLIP family, which decides what is said of a CLIP here
     (:mod:`vllm_litelvlm.vision.tower_kinds`).
     """
+
+    guidance: ClassVar[str] = "the text tower of the CLIP that its vision tower was taken from"
 
     def image_token(self, config: Any) -> int:
         """The ``<image>`` of its prompts."""

@@ -1,7 +1,7 @@
 """LLaVA whose language model gets only the visual tokens that a request's text needs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, ClassVar
@@ -34,7 +34,7 @@ from vllm_litelvlm.pruning.traits import Traits
 from vllm_litelvlm.vision.frame import Frame, check_shows_squares
 from vllm_litelvlm.vision.pixels import ByteProcessor, PixelValues
 from vllm_litelvlm.vision.tower_guidance import patch_count
-from vllm_litelvlm.vision.tower_kinds import kind_of
+from vllm_litelvlm.vision.tower_kinds import KINDS, TowerKind, kind_of
 
 
 class LlavaFamily(ClipFamily):
@@ -42,20 +42,23 @@ class LlavaFamily(ClipFamily):
 
     name: ClassVar[str] = "LLaVA-1.5"
 
+    def kinds(self) -> list[Traits]:
+        """One a kind of vision tower."""
+        return [_offered(kind) for kind in KINDS.values()]
+
     def traits(self, config: Any) -> Traits:
         """By the kind of its vision tower."""
-        kind, tower = kind_of(config), config.vision_config
-        return Traits(
-            kind.llava,
-            signals=kind.guidance.available,
-            tokens=patch_count(tower),
-            side=Fraction(tower.image_size, tower.patch_size),
-            has_cls=kind.guidance.has_cls,
-        )
+        tower = config.vision_config
+        side = Fraction(tower.image_size, tower.patch_size)
+        return replace(_offered(kind_of(config)), tokens=patch_count(tower), side=side)
 
     def install_positions(self, vllm_config: VllmConfig) -> None:
         """By rows that the language model's own embedding is not told of."""
         install_rows(vllm_config)
+
+
+def _offered(kind: TowerKind) -> Traits:
+    return Traits(kind.llava, signals=kind.guidance.available, has_cls=kind.guidance.has_cls)
 
 
 class LlavaProcessor(ClipTexts, LlavaMultiModalProcessor):

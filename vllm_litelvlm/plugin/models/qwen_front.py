@@ -39,6 +39,8 @@ _WORDS = 64
 class QwenFamily(Family):
     """Qwen-VLs: text is compared with the visual tokens in the language model's own embeddings."""
 
+    media: ClassVar[str] = "images, videos"
+    guidance: ClassVar[str] = "the language model's own input embeddings"
     defaults: ClassVar[PruningOptions] = PruningOptions(positions="original")
 
     def __init__(self, name: str) -> None:

@@ -16,6 +16,7 @@ from vllm_litelvlm.demo.checkpoint import (
     TINY,
     build_checkpoint,
 )
+from vllm_litelvlm.demo.llava_next import build_llava_next
 from vllm_litelvlm.demo.qwen import LARGE_QWEN, SMALL_QWEN, TINY_QWEN, Kind, build_qwen
 
 #: Where those with random weights are built.
@@ -23,7 +24,7 @@ CHECKPOINTS = Path("benchmarks/results/checkpoints")
 GEOMETRIES = {"7b": LLAVA_7B, "large": LARGE, "small": SMALL, "tiny": TINY}
 QWEN_GEOMETRIES = {"large": LARGE_QWEN, "small": SMALL_QWEN, "tiny": TINY_QWEN}
 #: Families of which a checkpoint can be built, as their configurations call them.
-FAMILIES = ("llava", *get_args(Kind))
+FAMILIES = ("llava", "llava_next", *get_args(Kind))
 #: Those whose weights vLLM makes up when it loads them, as they would fill a disk.
 _UNWRITTEN = ("7b",)
 
@@ -85,8 +86,8 @@ def check_arguments(parser: argparse.ArgumentParser, options: argparse.Namespace
     """End the program where they contradict each other."""
     if options.clip_model and not options.model:
         parser.error("--clip-model belongs to --model; the built checkpoint brings its own CLIP")
-    if options.family != "llava" and options.geometry not in QWEN_GEOMETRIES:
-        parser.error(f"--geometry {options.geometry} is for --family llava")
+    if options.family in get_args(Kind) and options.geometry not in QWEN_GEOMETRIES:
+        parser.error(f"--geometry {options.geometry} is for LLaVAs")
 
 
 def find_source(options: argparse.Namespace, console: Console) -> Source:
@@ -95,19 +96,19 @@ def find_source(options: argparse.Namespace, console: Console) -> Source:
     if options.model is not None:
         return Source(options.model, options.clip_model, options.model, image_size=size)
     name = f"{options.geometry} geometry, random weights"
-    if options.family != "llava":
+    if options.family in get_args(Kind):
         folder = CHECKPOINTS / f"{options.family}-{options.geometry}"
-        geometry = QWEN_GEOMETRIES[options.geometry]
         with console.status(f"Building the {options.geometry} checkpoint in {CHECKPOINTS} ..."):
-            model = build_qwen(folder, options.family, geometry, torch.bfloat16)
+            sizes = QWEN_GEOMETRIES[options.geometry]
+            model = build_qwen(folder, options.family, sizes, torch.bfloat16)
         return Source(str(model), None, f"{options.family}, {name}", image_size=size)
     written = options.geometry not in _UNWRITTEN
     with console.status(f"Building the {options.geometry} checkpoint in {CHECKPOINTS} ..."):
-        built = build_checkpoint(
-            CHECKPOINTS / options.geometry,
-            GEOMETRIES[options.geometry],
-            torch.bfloat16,
-            weights=written,
-        )
+        build, folder = build_checkpoint, CHECKPOINTS / options.geometry
+        if options.family == "llava_next":
+            build, folder = build_llava_next, CHECKPOINTS / f"llava_next-{options.geometry}"
+            name = f"llava_next, {name}"
+        geometry = GEOMETRIES[options.geometry]
+        built = build(folder, geometry, torch.bfloat16, weights=written)
     load_format = "auto" if written else "dummy"
     return Source(str(built.llava), str(built.clip), name, load_format, size)

@@ -8,6 +8,7 @@ from vllm_litelvlm.demo.overlay import (
     as_the_tower_sees_it,
     contact_sheet,
     draw_kept_patches,
+    draw_kept_tokens,
     with_caption,
 )
 
@@ -41,3 +42,15 @@ def test_caption_and_sheet_leave_room_for_every_picture() -> None:
     sheet = contact_sheet([[captioned, captioned], [captioned, captioned]])
     assert sheet.width >= captioned.width
     assert sheet.height >= captioned.height
+
+
+def test_tokens_of_a_grid_that_is_no_square_are_outlined_where_they_are() -> None:
+    image = Image.new("RGB", (300, 200), (200, 200, 200))
+    drawn = draw_kept_tokens(image, [0, 5], [True, False], (2, 3), 28)
+    assert drawn.size == (3 * 56, 2 * 56)
+    assert drawn.getpixel((0, 0)) == GUIDED_COLOUR
+    assert drawn.getpixel((3 * 56 - 1, 2 * 56 - 1)) == CONTEXT_COLOUR
+    assert drawn.getpixel((28, 28)) == (200, 200, 200)
+    dark = drawn.getpixel((28, 56 + 28))
+    assert isinstance(dark, tuple)
+    assert max(dark) < 100

@@ -41,13 +41,34 @@ def draw_kept_patches(
         grid: patches a side.
         patch: pixels a side of one patch.
     """
-    seen = as_the_tower_sees_it(image, grid * patch)
+    return draw_kept_tokens(
+        as_the_tower_sees_it(image, grid * patch), kept, guided, (grid, grid), patch
+    )
+
+
+def draw_kept_tokens(
+    image: Image.Image,
+    kept: Sequence[int],
+    guided: Sequence[bool],
+    grid: tuple[int, int],
+    patch: int,
+) -> Image.Image:
+    """The same of a model that sees all of a picture as a grid of tokens, such as Qwen-VLs.
+
+    Args:
+        image: the photograph, or a frame of a video.
+        kept: token indices in raster order.
+        guided: for each kept token, whether the text had a say in its choice.
+        grid: rows and columns of tokens.
+        patch: pixels a side of one token.
+    """
+    rows, columns = grid
     size = patch * _SCALE
-    seen = seen.resize((grid * size, grid * size), Image.Resampling.LANCZOS)
+    seen = image.convert("RGB").resize((columns * size, rows * size), Image.Resampling.LANCZOS)
     picture = ImageEnhance.Brightness(seen.convert("L").convert("RGB")).enhance(0.35)
     pen = ImageDraw.Draw(picture)
     for index, by_text in zip(kept, guided, strict=True):
-        row, column = divmod(index, grid)
+        row, column = divmod(index, columns)
         box = (column * size, row * size, (column + 1) * size, (row + 1) * size)
         picture.paste(seen.crop(box), box[:2])
         colour = GUIDED_COLOUR if by_text else CONTEXT_COLOUR

@@ -11,6 +11,7 @@ from vllm.model_executor.models.interfaces import supports_mrope, supports_multi
 from vllm_litelvlm.errors import OptionsError
 from vllm_litelvlm.options import PruningOptions, parse_server_options
 from vllm_litelvlm.plugin.models.pruned import Batch, PrunedModel
+from vllm_litelvlm.plugin.profile import Profile
 from vllm_litelvlm.plugin.served import MODELS, family, family_of
 from vllm_litelvlm.pruning.base import Signal
 from vllm_litelvlm.pruning.registry import (
@@ -55,6 +56,13 @@ def test_methods_are_offered_where_their_signals_are(traits: Traits) -> None:
                 pruner_for(options, traits)
             assert traits.family in str(told.value)
             assert ", ".join(offered) in str(told.value)
+
+
+@pytest.mark.parametrize("traits", KINDS)
+def test_memory_profile_runs_methods_as_the_family_has_them(traits: Traits) -> None:
+    methods = offered_methods(traits)
+    profile = Profile.model_validate({"methods": methods, "parameters": traits.parameters})
+    assert profile.needs <= traits.signals
 
 
 @pytest.mark.parametrize("traits", KINDS)

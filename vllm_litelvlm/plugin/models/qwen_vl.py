@@ -70,16 +70,16 @@ class PrunedQwen(GridPositions, PrunedModel):
 
     def _cache(self, dtype: torch.dtype) -> PageCache:
         """Allocated with the weights, so that vLLM's memory profile finds it taken."""
-        vision, server = self.config.vision_config, self._settings.server
-        levels = 1 + len(getattr(vision, "deepstack_visual_indexes", ()))
+        server, attention = self._settings.server, self.visual.blocks[-1].attn
+        levels = 1 + len(getattr(self.config.vision_config, "deepstack_visual_indexes", ()))
         traits = self.litelvlm_family.traits(self.config)
         needs = frozenset[Signal]().union(
             *(pruner_for(options, traits).needs for options in server.sets.values())
         )
         rows: dict[str, Row] = dict.fromkeys(needs & FROM_ATTENTION, ((), torch.float32))
         if Signal.KEYS in rows:
-            rows[Signal.KEYS] = (vision.hidden_size // vision.num_heads,), torch.float32
-        rows[Signal.FEATURES] = (levels * vision.out_hidden_size,), dtype
+            rows[Signal.KEYS] = (attention.hidden_size_per_attention_head,), torch.float32
+        rows[Signal.FEATURES] = (levels * self.config.text_config.hidden_size,), dtype
         return PageCache(int(server.feature_cache_gb * 2**30), rows)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:

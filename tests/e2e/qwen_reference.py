@@ -162,7 +162,9 @@ class QwenReference:
             made["input_ids"], made["mm_token_type_ids"], **grids
         )
         counts = [len(one.levels[0]) for one in seen]
-        is_run = self.config.model_type == "qwen2_5_vl" and token == self.config.video_token_id
+        is_run = (
+            not self.config.model_type.startswith("qwen3") and token == self.config.video_token_id
+        )
         columns: list[int] = []
         rows: list[list[Tensor]] = []
         positions: list[Tensor] = []

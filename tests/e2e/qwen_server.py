@@ -18,6 +18,8 @@ from vllm_litelvlm.demo.qwen import Kind, build_qwen
 from vllm_litelvlm.demo.server import serve
 
 KINDS: tuple[Kind, ...] = ("qwen2_5_vl", "qwen3_vl")
+#: Thin neighbours of these, which share their code.
+THIN: tuple[Kind, ...] = ("qwen2_vl", "qwen3_vl_moe")
 #: Steps that cut images, and a KV cache that a few long requests fill.
 ARGUMENTS = (
     "--served-model-name=model",

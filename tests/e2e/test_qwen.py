@@ -18,6 +18,7 @@ from tests.e2e.qwen_reference import Picture
 from tests.e2e.qwen_server import (
     ARGUMENTS,
     KINDS,
+    THIN,
     QwenServer,
     as_sent,
     qwen_server,
@@ -27,6 +28,7 @@ from tests.e2e.runners import Runner, on_v1_alone
 from tests.e2e.slow_methods import SLOW_METHODS
 from tests.e2e.test_examples import prompt_tokens, run
 from tests.pruning.rederivation import CLEAR, Calls
+from vllm_litelvlm.demo.qwen import Kind
 from vllm_litelvlm.demo.server import serve
 from vllm_litelvlm.plugin.models.qwen_front import QwenFamily
 from vllm_litelvlm.pruning.base import Signal, Signals
@@ -103,7 +105,26 @@ async def ask_all(url: str, questions: Sequence[dict[str, Any]]) -> list[Answer]
 def test_engine_is_as_sure_of_every_token_as_transformers_given_the_same_rows(
     qwen: QwenServer, pictures: dict[str, Image.Image], video: Sequence[Image.Image]
 ) -> None:
-    asked = cases(pictures, video)
+    assert_parity(qwen, cases(pictures, video))
+
+
+@on_v1_alone
+@pytest.mark.parametrize("kind", THIN)
+def test_neighbours_that_share_the_code_are_as_sure(
+    kind: Kind,
+    runner: Runner,
+    pictures: dict[str, Image.Image],
+    video: Sequence[Image.Image],
+    tmp_path: Path,
+) -> None:
+    with qwen_server(kind, runner, tmp_path) as running:
+        assert_parity(running, cases(pictures, video)[::2])
+
+
+def assert_parity(
+    qwen: QwenServer, asked: Sequence[tuple[str, list[Picture], dict[str, Any]]]
+) -> None:
+    """Together, alone, and in transformers, requests have the same answers."""
     requests = [request(turn(question, some), options, 5) for question, some, options in asked]
     together = asyncio.run(ask_all(qwen.traced.url, requests))
     for (question, some, options), at_once in zip(asked, together, strict=True):

@@ -1,4 +1,4 @@
-"""Builds Qwen2.5-VL and Qwen3-VL checkpoints in the published layouts, with random weights.
+"""Builds checkpoints of Qwen-VLs in the published layouts, with random weights.
 
 The language model answers nonsense; the rest is as with published weights: the file layout,
 configuration and tensor names of ``Qwen/Qwen2.5-VL-7B-Instruct`` and ``Qwen/Qwen3-VL-8B-Instruct``.
@@ -18,6 +18,7 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2Tokenizer,
     Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
@@ -26,7 +27,9 @@ from transformers import (
 from vllm_litelvlm.demo.checkpoint import spread
 from vllm_litelvlm.demo.vocabularies import QWEN_CHAT_TEMPLATE, qwen_tokenizer
 
-Kind = Literal["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
+Kind = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
+#: Those whose files have the layout of transformers before 4.52.
+_FLAT = ("qwen2_vl", "qwen2_5_vl")
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def _config(
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
     # Shares of time, height and width in a head's frequencies, as published.
-    space = width // 2 * (6 if kind == "qwen2_5_vl" else 5) // 16
+    space = width // 2 * (6 if kind in _FLAT else 5) // 16
     section = [width // 2 - 2 * space, space, space]
     vision: dict[str, Any] = {
         "depth": geometry.vision_layers,
@@ -149,6 +152,25 @@ def _config(
         else f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>")
         for name in names
     }
+    if kind == "qwen2_vl":
+        return {
+            "architectures": ["Qwen2VLForConditionalGeneration"],
+            "model_type": kind,
+            **text,
+            **tokens,
+            "rope_scaling": {"type": "mrope", "mrope_section": section},
+            "vision_config": {
+                "depth": geometry.vision_layers,
+                "embed_dim": geometry.vision_width,
+                "hidden_size": geometry.llm_width,
+                "num_heads": geometry.vision_heads,
+                "mlp_ratio": 2,
+                "patch_size": 14,
+                "in_chans": 3,
+                "spatial_merge_size": 2,
+                "temporal_patch_size": 2,
+            },
+        }
     if kind == "qwen2_5_vl":
         return {
             "architectures": ["Qwen2_5_VLForConditionalGeneration"],
@@ -207,7 +229,7 @@ def _config(
 
 def _published(name: str, tensor: Tensor, kind: Kind) -> tuple[str, Tensor]:
     """Name and tensor as published files have what transformers 5 has."""
-    if kind == "qwen2_5_vl":
+    if kind in _FLAT:
         name = name.replace("model.visual.", "visual.", 1)
         name = name.replace("model.language_model.", "model.", 1)
     elif ".experts." in name:
@@ -216,15 +238,16 @@ def _published(name: str, tensor: Tensor, kind: Kind) -> tuple[str, Tensor]:
 
 
 def _processor(kind: Kind, geometry: QwenGeometry, tokenizer: Qwen2Tokenizer) -> Any:
-    patch = 14 if kind == "qwen2_5_vl" else 16
+    patch = 14 if kind in _FLAT else 16
     cell = (2 * patch) ** 2
     size = {
         "shortest_edge": geometry.least_tokens * cell,
         "longest_edge": geometry.most_tokens * cell,
     }
     sizes: dict[str, Any] = {"patch_size": patch, "merge_size": 2, "temporal_patch_size": 2}
-    if kind == "qwen2_5_vl":
-        return Qwen2_5_VLProcessor(
+    if kind in _FLAT:
+        built = Qwen2VLProcessor if kind == "qwen2_vl" else Qwen2_5_VLProcessor
+        return built(
             Qwen2VLImageProcessor(size=size, **sizes),
             tokenizer,
             Qwen2VLVideoProcessor(size=size, **sizes),

@@ -15,6 +15,7 @@ MODELS = {
     "LlavaNextForConditionalGeneration": (
         "vllm_litelvlm.plugin.models.llava_next:LiteLVLMLlavaNext"
     ),
+    "Qwen2VLForConditionalGeneration": "vllm_litelvlm.plugin.models.qwen2_vl:LiteLVLMQwen2VL",
     "Qwen2_5_VLForConditionalGeneration": f"{_QWEN}:LiteLVLMQwen25VL",
     "Qwen3VLForConditionalGeneration": f"{_QWEN}:LiteLVLMQwen3VL",
     "Qwen3VLMoeForConditionalGeneration": f"{_QWEN}:LiteLVLMQwen3VLMoe",

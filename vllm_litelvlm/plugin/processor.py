@@ -63,6 +63,9 @@ from vllm_litelvlm.vision.frame import Frame
 PARCELS_FIELD = "litelvlm_parcels"
 #: The field of parcels by what they are of.
 PARCELS = {"image": PARCELS_FIELD, "video": "litelvlm_video_parcels"}
+#: Tokens that are kept in vLLM's memory profile: of the largest images of some models, methods that
+#: go step by step would take minutes for more.
+_MOST_PROFILED = 4096
 #: What is said of an item that nobody has.
 ABSENT = (
     "An image was sent by its uuid alone, and its data is not provided and not in any cache; send "
@@ -299,7 +302,7 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
         if server.request_options:
             methods = [*(server.methods or offered_methods(self.traits))]
         tokens = [self.shape(one)[1] for one in self._pictures(inputs, {}, "crop")]
-        budget = server.highest_budget(max(tokens, default=1))
+        budget = min(server.highest_budget(max(tokens, default=1)), _MOST_PROFILED)
         parameters = {"methods": methods, "parameters": self.traits.parameters}
         plan = Plan(Profile.name, parameters, budget, self.longest_texts(server.max_texts))
         return dataclasses.replace(inputs, hf_processor_mm_kwargs={OPTIONS_KEY: plan})

@@ -41,7 +41,13 @@ _VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 class StrictModel(BaseModel):
     """Frozen options that refuse unknown keys, wrong types, NaN and infinities."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,  # so that a default equals itself spelled out: 8 is 8.0
+    )
 
 
 class PruningOptions(StrictModel):

@@ -24,7 +24,7 @@ from tests.e2e.qwen_server import (
     qwen_server,
     turn,
 )
-from tests.e2e.runners import Runner, on_v1_alone
+from tests.e2e.runners import V1, Runner, on_v1_alone
 from tests.e2e.slow_methods import SLOW_METHODS
 from tests.e2e.test_examples import prompt_tokens, run
 from tests.pruning.rederivation import CLEAR, Calls
@@ -103,9 +103,14 @@ async def ask_all(url: str, questions: Sequence[dict[str, Any]]) -> list[Answer]
 
 
 def test_engine_is_as_sure_of_every_token_as_transformers_given_the_same_rows(
-    qwen: QwenServer, pictures: dict[str, Image.Image], video: Sequence[Image.Image]
+    qwen: QwenServer,
+    runner: Runner,
+    pictures: dict[str, Image.Image],
+    video: Sequence[Image.Image],
 ) -> None:
-    assert_parity(qwen, cases(pictures, video))
+    asked = cases(pictures, video)
+    # Triton's interpreter is slow: there the first four, every second of the others, and videos.
+    assert_parity(qwen, asked if runner is V1 else [*asked[:4], *asked[5::2], asked[-2]])
 
 
 @on_v1_alone
@@ -156,6 +161,7 @@ def test_prefix_that_is_kept_gives_the_same_answer(
     assert again.logprobs == pytest.approx(first.logprobs, abs=TOLERANCE)
 
 
+@on_v1_alone
 def test_requests_that_are_preempted_are_answered_as_alone(
     qwen: QwenServer, pictures: dict[str, Image.Image]
 ) -> None:

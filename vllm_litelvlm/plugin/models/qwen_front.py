@@ -82,7 +82,7 @@ class QwenFamily(Family):
                 "litelvlm does not see into a compiled vision tower; leave compile_mm_encoder out "
                 "of --compilation-config, or serve without --plugin litelvlm."
             )
-        if multimodal.video_pruning_rate:
+        if multimodal.video_pruning_rate not in (None, 0, _NOTHING_PRUNED):
             raise CompatibilityError(
                 f"--video-pruning-rate is {multimodal.video_pruning_rate}, by which vLLM prunes "
                 "videos itself, blind to the text; leave it out, or serve without --plugin "

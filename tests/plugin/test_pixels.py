@@ -283,3 +283,18 @@ def test_name_finds_the_pixels_of_what_was_sent_with_it(cache: PixelCache) -> No
     assert not named.is_missing
     assert cache.get([named], pixels_of)[0] is pixels
     assert Picture(None, "saucer", DIGEST, cache).is_missing
+
+
+def test_pixels_of_a_name_stay_for_the_request_though_the_cache_drops_them(
+    cache: PixelCache,
+) -> None:
+    small = PixelCache(1300)
+    small.get([sent(jpeg(1), cache, "a name")], pixels_of)
+    small_name = Picture(ImageMediaIO().load_bytes(jpeg(1)), "a name", DIGEST, small)
+    small.get([small_name], pixels_of)
+    named = Picture(None, "a name", DIGEST, small)
+    assert not named.is_missing
+    small.get([Picture(ImageMediaIO().load_bytes(jpeg(2)), None, DIGEST, small)], pixels_of)
+    assert Picture(None, "a name", DIGEST, small).is_missing
+    assert isinstance(named.made, Tensor)
+    assert torch.equal(named.made, pixels_of(small_name))

@@ -12,6 +12,9 @@ from PIL import Image
 from vllm import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.media import MediaWithBytes
+from vllm.multimodal.processing import ProcessorInputs
+from vllm.multimodal.processing.context import TimingContext
 
 from vllm_litelvlm.demo.qwen import build_qwen
 from vllm_litelvlm.plugin.config import LiteLVLMConfigHook
@@ -25,7 +28,7 @@ PROMPT = (
 )
 
 
-@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl"])
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def folder(
     request: pytest.FixtureRequest, installed: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
@@ -98,6 +101,52 @@ def test_budget_of_a_video_is_each_frames(processor: Any) -> None:
         assert Parcel.unpack(item[PARCELS["video"]].data).order.count == 3
 
 
+def test_video_that_came_encoded_is_the_video(processor: Any) -> None:
+    sent = MediaWithBytes(video(4), b"as it was sent")
+    for options in ({"budget": 1.0}, {"budget": 3}):
+        ours = kept(apply(processor, {"video": [sent]}, options), "video")
+        assert ours == kept(apply(processor, {"video": [video(4)]}, options), "video")
+
+
+def test_long_texts_guide_by_their_beginning(
+    processor: Any, photographs: Sequence[Image.Image]
+) -> None:
+    texts = ["a cup " * 5000, "a cup"]
+    data = {"image": photographs[:1]}
+    [item] = apply(processor, data, {"budget": 3, "texts": texts[1:]})["mm_kwargs"]["image"]
+    assert Parcel.unpack(item[PARCELS["image"]].data).text_ids.shape[1] < 10
+    with pytest.raises(VLLMValidationError, match="a text of 30000 characters"):
+        apply(processor, data, {"budget": 3, "texts": texts})
+    asked = PROMPT.replace("Where is the red cup?", "a cup " * 300)
+    [item] = apply(processor, data, {"budget": 3}, asked)["mm_kwargs"]["image"]
+    assert Parcel.unpack(item[PARCELS["image"]].data).text_ids.shape == (1, 256)
+
+
+def test_name_stands_for_a_picture_of_one_kind_read_in_one_way(
+    folder: Path, photographs: Sequence[Image.Image]
+) -> None:
+    processor = build(folder)
+
+    def named(modality: str, given: Any, read: dict[str, Any]) -> Any:
+        items = processor.info.parse_mm_data({modality: [given]}, validate=False)
+        mark = IMAGE if modality == "image" else VIDEO
+        inputs = ProcessorInputs(
+            processor.info.get_tokenizer().encode(PROMPT.format(mark)),
+            items,
+            {modality: ["its name"]},
+            hf_processor_mm_kwargs={"litelvlm": {"budget": 3}},
+            media_io_kwargs={modality: read},
+        )
+        return processor.apply(inputs, TimingContext(enabled=False))["mm_hashes"][modality]
+
+    first = named("image", photographs[0], {})
+    for modality, read in (("video", {}), ("image", {"num_frames": 4})):
+        with pytest.raises(VLLMValidationError, match="not in any cache"):
+            named(modality, None, read)
+    assert named("image", None, {}) == first
+    assert named("video", video(4), {}) != first
+
+
 def test_images_and_a_video_of_one_request_have_each_a_plan(
     processor: Any, photographs: Sequence[Image.Image]
 ) -> None:
@@ -135,6 +184,8 @@ def test_fractions_stay_within_the_servers_bounds_and_counts_are_refused(
     images = [photographs[1], photographs[1].resize((90, 60))]
     assert kept(apply(processor, {"image": images}))[0] == 50
     assert kept(apply(processor, {"image": images}, {"budget": 0.01}))[0] == 10
+    with pytest.raises(VLLMValidationError, match=r"comes to \d+ tokens; this server allows 10"):
+        apply(processor, {"image": images}, {"method": "keep-all"})
     for budget in (9, 51):
         with pytest.raises(VLLMValidationError, match=f"comes to {budget} tokens; this server"):
             apply(processor, {"image": images}, {"budget": budget})

@@ -36,6 +36,7 @@ class Picture:
         grid: patches a side; the tower leaves out what is no whole one.
         modality: "image" or "video".
         arguments: of the request for its preprocessing.
+        frames: of a video, as it is to be preprocessed; ``image`` is then what it is known by.
     """
 
     def __init__(
@@ -48,17 +49,18 @@ class Picture:
         grid: int | Fraction = 1,
         modality: str = "image",
         arguments: Mapping[str, object] | None = None,
+        frames: Any = None,
     ) -> None:
         self.modality, self.arguments = modality, arguments or {}
-        #: What was made of it, once it was.
-        self.made: Pixels | None = None
-        self._given, self._padding = image, padding
+        self._given, self._frames, self._padding = image, frames, padding
         self._digest = digest if padding is None else partial(digest, padding=list(padding))
         self.name = None if name is None else self._digest(name=name)
         named = image is None and self.name is not None
         #: The key of what had its name before, be its pixels there or not.
         self.named = kept.key_named(self.name) if named else None
-        self._known = self.named if self.named is not None and self.named in kept else None
+        #: What was made of it, once it was: it stays, whatever the cache drops meanwhile.
+        self.made: Pixels | None = None if self.named is None else kept.pixels_of(self.named)
+        self._known = None if self.made is None else self.named
         self._known_size = kept.size_of(self.name) if named else None
         self._grid = grid
 
@@ -103,10 +105,9 @@ class Picture:
 
     @property
     def _plain(self) -> Any:
-        if isinstance(self._given, tuple):  # a video's frames, and what is known of them
-            frames, metadata = self._given
-            return _unwrapped(frames), metadata
-        return _unwrapped(self._given)
+        if self.modality == "video":
+            return self._frames
+        return self._given.media if self._came_encoded else self._given
 
     @property
     def _came_encoded(self) -> bool:
@@ -165,8 +166,10 @@ class PixelCache:
         """Whether the pixels of an encoded image are kept. Any thread may ask."""
         return digest in self._encoded
 
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._kept
+    def pixels_of(self, key: bytes) -> Pixels | None:
+        """What is kept under a key."""
+        kept = self._kept.get(key)
+        return None if kept is None else kept.pixels
 
     def key_named(self, name: str | None) -> bytes | None:
         """The key of the picture that last had a name."""
@@ -213,7 +216,3 @@ def _nbytes(pixels: Any) -> int:
     if isinstance(pixels, Mapping):
         return sum(map(_nbytes, pixels.values()))
     return pixels.nbytes if isinstance(pixels, Tensor) else 0
-
-
-def _unwrapped(media: Any) -> Any:
-    return media.media if isinstance(media, MediaWithBytes) else media

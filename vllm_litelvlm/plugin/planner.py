@@ -55,7 +55,10 @@ class Planner:
         if self._traits.tokens is None:
             budget = server.fitted_budget(options, tokens)
             options = options.model_copy(update={"budget": budget})
-        return Plan.decide(options, tokens, window, self._traits)
+        plan = Plan.decide(options, tokens, window, self._traits)
+        if self._traits.tokens is None and plan.budget > server.highest_budget(tokens):
+            server.check_request(options, plan.budget)  # keep-all, which no budget bounds
+        return plan
 
     def lay_out(
         self,

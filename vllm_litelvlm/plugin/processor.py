@@ -1,6 +1,7 @@
 """The multimodal processor: has every image and video of a request pruned as it asks."""
 
 import dataclasses
+import json
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -251,13 +252,17 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
                     parameter=f"{modality}_embeds",
                 )
             names = (inputs.mm_uuid_items or {}).get(modality) or [None] * len(items)
+            read = json.dumps((inputs.media_io_kwargs or {}).get(modality) or {}, default=str)
             for number, (given, name) in enumerate(
                 zip(items.get_all_items_for_hash(), names, strict=True)
             ):
-                own = _of_one(others, number, modality)
+                own = _of_one(others, number) if modality == "video" else dict(others)
                 digest = partial(MultiModalHasher.hash_kwargs, self._hash_algorithm, **own)
+                # A name stands for what was read in one way.
+                full = None if name is None else f"{modality} {read} {name}"
+                frames = items.get(number) if modality == "video" else None
                 found.append(
-                    Picture(given, name, digest, self._pixels, padding, grid, modality, own)
+                    Picture(given, full, digest, self._pixels, padding, grid, modality, own, frames)
                 )
         return found
 
@@ -320,7 +325,8 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
             )
             plans = _plans(inputs.hf_processor_mm_kwargs, modality)
             hashes[modality] = [
-                digest(image=name, plan=plan) for name, plan in zip(names, plans, strict=True)
+                digest(modality=modality, item=name, plan=plan)
+                for name, plan in zip(names, plans, strict=True)
             ]
         return hashes
 
@@ -429,11 +435,14 @@ def _lacking(items: Sequence[Any], there: Sequence[bool]) -> list[Any]:
     return [item for item, is_there in zip(items, there, strict=True) if not is_there]
 
 
-def _of_one(others: Mapping[str, object], number: int, modality: str) -> dict[str, object]:
-    """A request's arguments as one of its items has them: some name a number a video."""
+def _of_one(others: Mapping[str, object], number: int) -> dict[str, object]:
+    """A request's arguments as one of its videos has them: some name a number a video."""
     own = dict(others)
-    for name in ("fps", "num_frames") if modality == "video" else ():
+    for name in ("fps", "num_frames"):
         given = own.get(name)
         if isinstance(given, list) and number < len(given):
             own[name] = given[number]
+    nested = own.get("videos_kwargs")
+    if isinstance(nested, Mapping):
+        own["videos_kwargs"] = _of_one(nested, number)
     return own

@@ -85,9 +85,13 @@ class EmbeddingGuidance:
     def _text_embeddings(self, text_ids: Sequence[Tensor], tokens: Tensor) -> list[Tensor]:
         """Each image's texts, float32 [texts, width of tokens]; equal texts are embedded once."""
         counts = [len(ids) for ids in text_ids]
-        texts = [
-            tuple(one for one in row if one != NO_TOKEN) for ids in text_ids for row in ids.tolist()
-        ]
+        listed: dict[int, list[tuple[int, ...]]] = {}  # the frames of a video share their texts
+        for ids in text_ids:
+            if id(ids) not in listed:
+                listed[id(ids)] = [
+                    tuple(one for one in row if one != NO_TOKEN) for row in ids.tolist()
+                ]
+        texts = [text for ids in text_ids for text in listed[id(ids)]]
         different = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         if not different:
             return [tokens.new_empty(0, tokens.shape[-1]) for _ in counts]

@@ -32,8 +32,8 @@ _GRIDS = 16_384
 _DIGITS = 4
 #: Above 0, which is what vLLM asks about; and what it would leave of a video by it is all.
 _NOTHING_PRUNED = 1e-17
-#: Words of the longest guiding text that vLLM's memory profile has: they cost next to nothing.
-_WORDS = 64
+#: How many tokens of a guiding text count: its mean hardly changes beyond, but its memory does.
+_LONGEST_TEXT = 256
 
 
 class QwenFamily(Family):
@@ -156,16 +156,17 @@ class QwenProcessor(PruningProcessor):
             )
 
     def tokenize_texts(self, texts: Sequence[str]) -> Tensor:
-        """By the language model's own tokenizer, without special tokens."""
+        """The beginning of each by the language model's own tokenizer, without special tokens."""
         tokenizer = self.info.get_tokenizer()
-        rows = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        encoded = (tokenizer.encode(text, add_special_tokens=False) for text in texts)
+        rows = [ids[:_LONGEST_TEXT] for ids in encoded]
         longest = max(map(len, rows))
         padded = [[*row, *[NO_TOKEN] * (longest - len(row))] for row in rows]
         return torch.tensor(padded, dtype=torch.int32)
 
     def longest_texts(self, count: int) -> tuple[str, ...]:
-        """Of some length."""
-        return tuple(f"{number:04d}{' a' * _WORDS}" for number in range(count))
+        """Of at least as many tokens as count."""
+        return tuple(f"{number:04d}{' a' * _LONGEST_TEXT}" for number in range(count))
 
     def targets(self) -> dict[str, list[int]]:
         """One token of its own for either."""

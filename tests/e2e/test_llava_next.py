@@ -111,14 +111,14 @@ def mixed() -> list[Asked]:
 
 
 def every_method() -> list[Asked]:
-    """24 requests for each: pictures, texts, and budgets."""
+    """12 requests for each: pictures and budgets, and one text or two."""
     return [
         Asked([picture], {"method": method, "budget": budget, "texts": texts}, tokens=1)
         for method in METHODS
         if method != "keep-all"
         for budget in BUDGETS.get(method, USUAL_BUDGETS)
-        for texts in TEXTS
         for picture in range(4)
+        for texts in TEXTS[picture % 2 :][:1]
     ]
 
 
@@ -194,8 +194,13 @@ def test_images_of_published_size_are_pruned_as_by_transformers(
     published = build_llava_next(tmp_path / "published", TINY)
     asked = [
         Asked([picture], {"method": method, "budget": 1 / 9, "texts": TEXTS[0], **positions})
-        for picture, method in enumerate(("litelvlm", "fovea", "context", "trim"))
-        for positions in ({"positions": "compact"}, {"positions": "original"})
+        for picture, (method, positions) in enumerate(
+            [
+                ("litelvlm", {"positions": "compact"}),
+                ("fovea", {"positions": "original"}),
+                ("trim", {"positions": "original"}),
+            ]
+        )
     ]
     [answers] = place.run(
         [[one.job(place.images) for one in asked]],

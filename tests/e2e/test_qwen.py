@@ -42,6 +42,8 @@ TOLERANCE = 2e-4
 def qwen(
     request: pytest.FixtureRequest, runner: Runner, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[QwenServer]:
+    if runner is not V1 and request.param == KINDS[0]:
+        pytest.skip("Qwen3-VL has the same code there, and Triton's interpreter is slow")
     folder = tmp_path_factory.mktemp(request.param)
     with qwen_server(request.param, runner, folder) as running:
         yield running
@@ -123,7 +125,7 @@ def test_neighbours_that_share_the_code_are_as_sure(
     tmp_path: Path,
 ) -> None:
     with qwen_server(kind, runner, tmp_path) as running:
-        assert_parity(running, cases(pictures, video)[::2])
+        assert_parity(running, cases(pictures, video)[::4])
 
 
 def assert_parity(

@@ -79,7 +79,7 @@ def prompt(question: str) -> str:
 
 def requests(runner: Runner) -> list[tuple[int, str, dict[str, Any]]]:
     """Image, question and options; fewer where Triton is interpreted."""
-    images, budgets = ((0, 1), (20, 48)) if runner is V1 else ((1,), (24,))
+    images, budgets = ((0, 1), (20,)) if runner is V1 else ((1,), (24,))
     found = []
     for image in images:
         for budget in budgets:

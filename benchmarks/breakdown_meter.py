@@ -104,14 +104,14 @@ class Meter:
 def attach(meter: Meter, model: Any) -> None:
     """Meter the parts of a loaded :class:`vllm_litelvlm.plugin.models.llava.LiteLVLMLlava`.
 
-    The tower runs inside ``litelvlm.signals``, and that inside ``_select``: what is left of the
+    The tower runs inside ``litelvlm.signals``, and that inside ``litelvlm_select``: what is left of the
     former is guidance, and of the latter selection. A forward pass of the language model on one
     token is decoding, on more it is prefill; logits belong to their pass.
     """
     parts = (
         (model.vision_tower, "forward", "vision tower"),
         (model.litelvlm, "signals", "guidance"),
-        (model, "_select", "selection"),
+        (model, "litelvlm_select", "selection"),
         (model.multi_modal_projector, "forward", "projector"),
     )
     for module, method, part in parts:

@@ -104,8 +104,8 @@ class Meter:
 def attach(meter: Meter, model: Any) -> None:
     """Meter the parts of a loaded :class:`vllm_litelvlm.plugin.models.llava.LiteLVLMLlava`.
 
-    The tower runs inside ``litelvlm.signals``, and that inside ``litelvlm_select``: what is left of the
-    former is guidance, and of the latter selection. A forward pass of the language model on one
+    The tower runs inside ``litelvlm.signals``, and that inside ``litelvlm_select``: what is left of
+    the former is guidance, and of the latter selection. A forward pass of the language model on one
     token is decoding, on more it is prefill; logits belong to their pass.
     """
     parts = (

@@ -24,7 +24,8 @@ FROM_ATTENTION = frozenset(
 )
 
 
-def _alone(tensor: Tensor) -> Tensor:
+def alone(tensor: Tensor) -> Tensor:
+    """The sum over the ranks where there is one rank."""
     return tensor
 
 
@@ -44,7 +45,7 @@ class LastAttention:
     rotated_query: Tensor
     rotated_key: Tensor
     heads: int
-    total: Callable[[Tensor], Tensor] = _alone
+    total: Callable[[Tensor], Tensor] = alone
 
     def signals(self, needs: frozenset[Signal]) -> dict[Signal, Tensor]:
         """The needed ones of :data:`FROM_ATTENTION`.

@@ -10,6 +10,7 @@ from vllm.config import ModelConfig, VllmConfig
 
 from vllm_litelvlm.options import ServerOptions
 from vllm_litelvlm.plugin.family import Family
+from vllm_litelvlm.plugin.models.positions import install_rows
 from vllm_litelvlm.plugin.processor import PruningProcessor
 from vllm_litelvlm.vision.tower_kinds import Tokenizer, kind_of
 
@@ -44,6 +45,10 @@ class ClipFamily(Family):
             "clip_model": clip_model,
             "text_tokens": clip_config.text_config.max_position_embeddings,
         }
+
+    def install_positions(self, vllm_config: VllmConfig) -> None:
+        """By rows that the language model's own embedding is not told of."""
+        install_rows(vllm_config)
 
 
 class ClipTexts(PruningProcessor):

@@ -24,7 +24,6 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 from vllm_litelvlm.plugin.models.clip import ClipFamily, ClipTexts
 from vllm_litelvlm.plugin.models.clip_guided import ClipGuided
-from vllm_litelvlm.plugin.models.positions import install_rows
 from vllm_litelvlm.plugin.models.pruned import Batch, Group
 from vllm_litelvlm.plugin.pixels import Picture
 from vllm_litelvlm.plugin.plan import WorkOrder
@@ -51,10 +50,6 @@ class LlavaFamily(ClipFamily):
         tower = config.vision_config
         side = Fraction(tower.image_size, tower.patch_size)
         return replace(_offered(kind_of(config)), tokens=patch_count(tower), side=side)
-
-    def install_positions(self, vllm_config: VllmConfig) -> None:
-        """By rows that the language model's own embedding is not told of."""
-        install_rows(vllm_config)
 
 
 def _offered(kind: TowerKind) -> Traits:

@@ -29,7 +29,6 @@ from vllm.multimodal.processing.processor import PromptUpdateInfo
 
 from vllm_litelvlm.plugin.models.clip import ClipFamily, ClipTexts
 from vllm_litelvlm.plugin.models.clip_guided import ClipGuided
-from vllm_litelvlm.plugin.models.positions import install_rows
 from vllm_litelvlm.plugin.models.pruned import Batch, Group
 from vllm_litelvlm.plugin.pixels import Picture, Pixels
 from vllm_litelvlm.plugin.plan import Plan
@@ -67,10 +66,6 @@ class LlavaNextFamily(ClipFamily):
     def check(self, vllm_config: VllmConfig) -> None:
         """The tower has to be a CLIP's."""
         check_tower(vllm_config.model_config.hf_config)
-
-    def install_positions(self, vllm_config: VllmConfig) -> None:
-        """By rows that the language model's own embedding is not told of."""
-        install_rows(vllm_config)
 
 
 class LlavaNextProcessor(ClipTexts, LlavaNextMultiModalProcessor):

@@ -14,7 +14,7 @@ from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm_litelvlm.plugin.models.qwen_front import Grid
 from vllm_litelvlm.plugin.stopwatch import Section
 from vllm_litelvlm.pruning.base import Signal
-from vllm_litelvlm.vision.attention import FROM_ATTENTION, LastAttention
+from vllm_litelvlm.vision.attention import FROM_ATTENTION, LastAttention, alone
 from vllm_litelvlm.vision.pages import PageCache
 from vllm_litelvlm.vision.slots import Rows
 
@@ -125,7 +125,7 @@ class CachedTower:
         return [found[key] for key in keys]
 
     def _run(self, media: Patches, wanted: frozenset[Signal], section: Section) -> list[Rows]:
-        orders = [self._order_of(one) for one in media.patches]
+        orders = [self._order_of(one) for one in media.patches] if wanted else []
         heard = HeardAttention(self._visual.blocks[-1].attn, media, orders)
         with section.pause(), heard.listening() if wanted else nullcontext():
             features = self._visual(media.pixels, grid_thw=media.patches).split(media.tokens)
@@ -186,7 +186,7 @@ class HeardAttention:
         heads = self._attention.num_attention_heads_per_partition * ranks
         total: Callable[[Tensor], Tensor] = tensor_model_parallel_all_reduce
         return LastAttention(
-            query, key, value, rotated_query, rotated_key, heads, total if ranks > 1 else _alone
+            query, key, value, rotated_query, rotated_key, heads, total if ranks > 1 else alone
         )
 
     def _of_each(self, patches: Tensor) -> list[Tensor]:
@@ -196,7 +196,3 @@ class HeardAttention:
             part if order is None else part.index_select(0, order)
             for part, order in zip(cells, self._orders, strict=True)
         ]
-
-
-def _alone(tensor: Tensor) -> Tensor:
-    return tensor

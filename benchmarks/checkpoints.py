@@ -17,7 +17,8 @@ from vllm_litelvlm.demo.checkpoint import (
     build_checkpoint,
 )
 from vllm_litelvlm.demo.llava_next import build_llava_next
-from vllm_litelvlm.demo.qwen import LARGE_QWEN, SMALL_QWEN, TINY_QWEN, Kind, build_qwen
+from vllm_litelvlm.demo.qwen import build_qwen
+from vllm_litelvlm.demo.qwen_config import LARGE_QWEN, SMALL_QWEN, TINY_QWEN, Kind
 
 #: Where those with random weights are built.
 CHECKPOINTS = Path("benchmarks/results/checkpoints")

@@ -1,6 +1,7 @@
 """Servers of tiny Qwen-VLs, and what tests ask them."""
 
 import base64
+import dataclasses
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,12 +15,15 @@ from tests.e2e.client import Answer, ask, data_url
 from tests.e2e.conftest import TracedServer
 from tests.e2e.qwen_reference import Picture, QwenReference
 from tests.e2e.runners import Runner
-from vllm_litelvlm.demo.qwen import Kind, build_qwen
+from vllm_litelvlm.demo.qwen import build_qwen
+from vllm_litelvlm.demo.qwen_config import TINY_QWEN, Kind
 from vllm_litelvlm.demo.server import serve
 
 KINDS: tuple[Kind, ...] = ("qwen2_5_vl", "qwen3_vl")
 #: Thin neighbours of these, which share their code.
-THIN: tuple[Kind, ...] = ("qwen2_vl", "qwen3_vl_moe")
+THIN: tuple[Kind, ...] = ("qwen2_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+
+
 #: Steps that cut images, and a KV cache that a few long requests fill.
 ARGUMENTS = (
     "--served-model-name=model",
@@ -69,11 +73,14 @@ def split(kept: Sequence[int], frames: int) -> list[list[int]]:
 
 @contextmanager
 def qwen_server(kind: Kind, runner: Runner, folder: Path) -> Iterator[QwenServer]:
-    """With 1 GiB of nothing but what requests need."""
-    model, trace = build_qwen(folder / "model", kind), folder / "trace.jsonl"
+    """A Qwen3.5 is without the layers that vLLM computes in bfloat16 alone on a CPU."""
+    attending = dataclasses.replace(TINY_QWEN, attention_interval=1)
+    model, trace = build_qwen(folder / "model", kind, attending), folder / "trace.jsonl"
+    # vLLM's prefix cache of such a model looks for recurrent layers.
+    more = ["--no-enable-prefix-caching"] if kind.startswith("qwen3_5") else []
     with serve(
         model,
-        arguments=ARGUMENTS,
+        arguments=[*ARGUMENTS, *more],
         environment={
             **runner.environment,
             "VLLM_LITELVLM_TRACE": str(trace),

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from vllm import EngineArgs
 from vllm.exceptions import VLLMValidationError
+from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.media import MediaWithBytes
 from vllm.multimodal.processing import ProcessorInputs
@@ -20,6 +21,7 @@ from vllm_litelvlm.demo.qwen import build_qwen
 from vllm_litelvlm.plugin.config import LiteLVLMConfigHook
 from vllm_litelvlm.plugin.parcel import Parcel
 from vllm_litelvlm.plugin.processor import PARCELS
+from vllm_litelvlm.plugin.register import install
 
 IMAGE, VIDEO = (f"<|vision_start|><|{kind}_pad|><|vision_end|>" for kind in ("image", "video"))
 PROMPT = (
@@ -28,7 +30,7 @@ PROMPT = (
 )
 
 
-@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])
 def folder(
     request: pytest.FixtureRequest, installed: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
@@ -263,3 +265,12 @@ def test_gate_of_positions_is_opened_only_where_they_are_asked_for(folder: Path)
     LiteLVLMConfigHook.verify_and_update_config(config(folder))  # vLLM may ask again
     assert 1 - 1e-17 == 1.0
     assert rate({"positions": "compact"}) is None
+
+
+def test_vllms_own_hook_for_an_architecture_is_asked_too(folder: Path) -> None:
+    """It alone knows in what a Qwen3.5 keeps its recurrent state."""
+    if folder.name.startswith("qwen3_5"):
+        assert config(folder).cache_config.mamba_ssm_cache_dtype == "float32"
+    [hook] = {MODELS_CONFIG_MAP[name] for name in config(folder).model_config.architectures}
+    install()
+    assert MODELS_CONFIG_MAP[config(folder).model_config.architectures[0]] is hook

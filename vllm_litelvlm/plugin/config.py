@@ -45,12 +45,20 @@ class GuidanceConfig:
 class LiteLVLMConfigHook(VerifyAndUpdateConfig):
     """vLLM calls this for every model of ours, before any engine process starts."""
 
-    @staticmethod
-    def verify_and_update_config(vllm_config: VllmConfig) -> None:
+    @classmethod
+    def behind(cls, stock: type[VerifyAndUpdateConfig] | None) -> type[VerifyAndUpdateConfig]:
+        """This, behind the hook that vLLM has for an architecture itself: it asks one alone."""
+        if stock is None or issubclass(stock, cls):
+            return stock or cls
+        return type(cls.__name__, (cls, stock), {})
+
+    @classmethod
+    def verify_and_update_config(cls, vllm_config: VllmConfig) -> None:
         """Validate ``--additional-config`` and what the plugin cannot work with.
 
         Raises a LiteLVLMError with a sentence that says the fix.
         """
+        super().verify_and_update_config(vllm_config)
         model_config = vllm_config.model_config
         config = model_config.hf_config
         family = family_of(model_config)

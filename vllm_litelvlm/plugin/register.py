@@ -27,7 +27,8 @@ def install() -> None:
 
     for architecture, target in MODELS.items():
         ModelRegistry.register_model(architecture, target)
-        MODELS_CONFIG_MAP[architecture] = LiteLVLMConfigHook
+        stock = MODELS_CONFIG_MAP.get(architecture)
+        MODELS_CONFIG_MAP[architecture] = LiteLVLMConfigHook.behind(stock)
     metrics.install()
     _log_like_vllm()
     if is_vllm_command(sys.argv):

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from vllm_litelvlm.plugin.family import Family
 
 _QWEN = "vllm_litelvlm.plugin.models.qwen_vl"
+_QWEN35 = "vllm_litelvlm.plugin.models.qwen3_5"
 
 #: Architecture in a checkpoint's config.json to the class that serves it.
 MODELS = {
@@ -19,6 +20,8 @@ MODELS = {
     "Qwen2_5_VLForConditionalGeneration": f"{_QWEN}:LiteLVLMQwen25VL",
     "Qwen3VLForConditionalGeneration": f"{_QWEN}:LiteLVLMQwen3VL",
     "Qwen3VLMoeForConditionalGeneration": f"{_QWEN}:LiteLVLMQwen3VLMoe",
+    "Qwen3_5ForConditionalGeneration": f"{_QWEN35}:LiteLVLMQwen35",
+    "Qwen3_5MoeForConditionalGeneration": f"{_QWEN35}:LiteLVLMQwen35Moe",
 }
 
 

@@ -13,6 +13,7 @@ from tests.evaluation.test_analysis_encoders import build_siglip
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.evaluation.analysis.base import Settings
 from vllm_litelvlm.evaluation.analysis.checkpoint import load_encoder
+from vllm_litelvlm.evaluation.analysis.clip_encoder import ClipEncoder
 from vllm_litelvlm.evaluation.analysis.command import NAMES, main
 from vllm_litelvlm.evaluation.analysis.encoder import Encoder
 from vllm_litelvlm.evaluation.analysis.reading import Reader, draw_indices, read_samples
@@ -106,7 +107,7 @@ def test_siglip_runs_and_says_what_stands_for_cls_and_what_is_left_out(
 def test_chosen_analysis_runs_alone(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Encoder, "scores", None)  # no image is looked at
+    monkeypatch.setattr(ClipEncoder, "scores", None)  # no image is looked at
     arguments = [str(checkpoint.clip), "--dataset", PLACE, "--output", str(tmp_path)]
     assert main([*arguments, "--analyses", "sink"]) == 0
     assert [file.name for file in tmp_path.glob("*.png")] == ["sink.png"]

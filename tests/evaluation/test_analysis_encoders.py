@@ -72,8 +72,9 @@ def siglip(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
 def scores_of(encoder: Encoder, images: Sequence[Image.Image]) -> dict[Score, Tensor]:
     """Of every image with both texts."""
     owners = [number for number in range(len(images)) for _ in TEXTS]
-    pixels = encoder.preprocessor.pixel_values(images)
-    return encoder.scores(pixels, owners, TEXTS * len(images))
+    pixels = [encoder.preprocessor.pixels(image) for image in images]
+    scores = encoder.scores(pixels, owners, TEXTS * len(images))
+    return {score: torch.stack(rows) for score, rows in scores.items()}
 
 
 def close(found: Tensor, expected: Tensor) -> None:
@@ -89,7 +90,7 @@ def test_scores_of_clip_agree_with_slow_arithmetic(
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.clip)
     layer = model.vision_model.encoder.layers[-1]
     for number, (image, text) in enumerate((i, t) for i in photographs[:2] for t in TEXTS):
-        pixels = clip.preprocessor.pixel_values([image])
+        pixels = clip.preprocessor.pixels(image).values[None]
         out = model.vision_model(pixels, output_hidden_states=True, output_attentions=True)
         ids = tokenizer([text], return_tensors="pt")["input_ids"]
         embedding = model.text_projection(model.text_model(ids).pooler_output)[0]
@@ -143,7 +144,7 @@ def test_scores_of_siglip_agree_with_slow_arithmetic(
     model = SiglipModel.from_pretrained(siglip.name, attn_implementation="eager").eval()
     vision, head = model.vision_model, model.vision_model.head
     for number, (image, text) in enumerate((i, t) for i in photographs[:2] for t in TEXTS):
-        pixels = siglip.preprocessor.pixel_values([image])
+        pixels = siglip.preprocessor.pixels(image).values[None]
         out = vision(pixels, output_hidden_states=True, output_attentions=True)
         tokens = siglip.tokenizer([text], padding="max_length", max_length=16, return_tensors="pt")
         embedding = model.text_model(tokens["input_ids"]).pooler_output[0]

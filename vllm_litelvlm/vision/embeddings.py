@@ -6,7 +6,7 @@ language model's input embeddings. A text is the mean of its tokens' embeddings 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from vllm_litelvlm.vision.side_by_side import side_by_side
 
 #: What stands behind the end of a text that is shorter than others.
 NO_TOKEN = -1
+#: How many tokens of a text count: its mean hardly changes beyond, but its memory does.
+LONGEST_TEXT = 256
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,15 @@ class TokenGrid:
     columns: int
     embedding_width: int
     scores: Mapping[Signal, Tensor] = field(default_factory=dict)
+
+
+def token_rows(tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    """The beginning of each text, int32 [texts, tokens of the longest], without special tokens."""
+    encoded = (tokenizer.encode(text, add_special_tokens=False) for text in texts)
+    rows = [ids[:LONGEST_TEXT] for ids in encoded]
+    longest = max(map(len, rows))
+    padded = [[*row, *[NO_TOKEN] * (longest - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=torch.int32)
 
 
 class EmbeddingGuidance:

@@ -1,1 +1,1 @@
-"""The paper's analyses of a CLIP or SigLIP, on any data set whose referred regions are known."""
+"""The paper's analyses of a CLIP, SigLIP or Qwen-VL, on data sets that know what is referred to."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from vllm_litelvlm.errors import LiteLVLMError
+from vllm_litelvlm.evaluation.analysis.budgets import Budget
 from vllm_litelvlm.evaluation.analysis.encoder import Encoder, Score
 from vllm_litelvlm.evaluation.samples import Sample
 
@@ -31,7 +32,7 @@ class Settings:
     seed: int = 0
     batch: int = 8
     wording: Literal["expression", "prompt"] = "expression"
-    budgets: tuple[int, ...] = (64, 128, 192)
+    budgets: tuple[Budget, ...] = (64, 128, 192)
     pictures: int = 4
     spacy: str | None = None
 

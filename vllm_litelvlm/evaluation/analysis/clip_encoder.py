@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vllm_litelvlm.evaluation.analysis.encoder import Encoder, Score
+from vllm_litelvlm.evaluation.analysis.encoder import Score
+from vllm_litelvlm.evaluation.analysis.two_towers import TwoTowers
 from vllm_litelvlm.pruning.base import Signal
 from vllm_litelvlm.pruning.scores import cls_attention
 from vllm_litelvlm.vision.clip import ClipScorer, folded_logits
@@ -25,7 +26,7 @@ class TextAttention:
     spans: Sequence[tuple[int, int]]
 
 
-class ClipEncoder(Encoder):
+class ClipEncoder(TwoTowers):
     """A CLIPModel, of OpenAI's, MetaCLIP's or OpenCLIP's weights."""
 
     kind = "CLIP"
@@ -61,7 +62,7 @@ class ClipEncoder(Encoder):
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """See :meth:`Encoder.embed`. The tower is causal, so padding needs no mask."""
+        """See :meth:`TwoTowers.embed`. The tower is causal, so padding needs no mask."""
         ids = self._tokenize(texts)["input_ids"].to(self.device)
         embeddings: Tensor = self.model.text_projection(self.model.text_model(ids).pooler_output)
         return embeddings

@@ -7,11 +7,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vllm_litelvlm.errors import LiteLVLMError
+from vllm_litelvlm.evaluation.analysis.budgets import budget, named
 from vllm_litelvlm.evaluation.command.arguments import SPLITS, count
 
 #: Names of the analyses; what they are is loaded when they run.
 NAMES = ("ranks", "correlation", "sink", "extremes", "kept")
-HELP = "look at how a CLIP or SigLIP ranks the patches that a text refers to (the paper's figures)"
+HELP = (
+    "look at how a CLIP, SigLIP or Qwen-VL ranks the patches that a text refers to (the paper's "
+    "figures)"
+)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Put the command's arguments on a parser, such as a subcommand's."""
     add = parser.add_argument
-    add("model", help="hub name or folder of a CLIP, MetaCLIP, SigLIP or SigLIP-2")
+    add("model", help="hub name or folder of a CLIP, MetaCLIP, SigLIP, SigLIP-2 or Qwen-VL")
     add(
         "--dataset",
         default="scenes",
@@ -64,11 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--budgets",
-        type=count,
+        type=budget,
         nargs="+",
-        default=[64, 128, 192],
         metavar="TOKENS",
-        help="of the kept tokens (64 128 192)",
+        help="of the kept tokens, each a count or a fraction of an image's, as 0.25 or 1/9 "
+        "(64 128 192; of a Qwen-VL 1/9 2/9 1/3)",
     )
     add("--pictures", type=count, default=4, metavar="N", help="images drawn (%(default)s)")
     add(
@@ -101,17 +105,17 @@ def run(chosen: argparse.Namespace) -> None:
     from vllm_litelvlm.evaluation.analysis.dataset import open_dataset
     from vllm_litelvlm.evaluation.analysis.run import analyze
 
+    dataset = open_dataset(chosen.dataset, chosen.split, chosen.data, chosen.samples)
+    encoder = load_encoder(chosen.model, chosen.device)
     settings = Settings(
         samples=chosen.samples,
         seed=chosen.seed,
         batch=chosen.batch,
         wording=chosen.text,
-        budgets=tuple(sorted(set(chosen.budgets))),
+        budgets=tuple(named(chosen.budgets or encoder.budgets).values()),
         pictures=chosen.pictures,
         spacy=chosen.spacy,
     )
-    dataset = open_dataset(chosen.dataset, chosen.split, chosen.data, chosen.samples)
-    encoder = load_encoder(chosen.model, chosen.device)
     names = list(dict.fromkeys(chosen.analyses))
     analyze(encoder, dataset, names, settings, chosen.output)
     console = Console()

@@ -41,9 +41,10 @@ class Correlation(Analysis):
 
     def __init__(self, encoder: Encoder, *settings: Any) -> None:
         super().__init__(encoder, *settings)
-        self._spearman = {score: Gathered() for score in _SIMILARITIES}
-        self._pearson = {score: Gathered() for score in _SIMILARITIES}
-        self._cells = {score: np.zeros((_CELLS, _CELLS)) for score in _SIMILARITIES}
+        self._similarities = [score for score in _SIMILARITIES if score in encoder.labels]
+        self._spearman = {score: Gathered() for score in self._similarities}
+        self._pearson = {score: Gathered() for score in self._similarities}
+        self._cells = {score: np.zeros((_CELLS, _CELLS)) for score in self._similarities}
 
     def observe(self, batch: Batch) -> None:
         """See :meth:`Analysis.observe`."""
@@ -51,7 +52,7 @@ class Correlation(Analysis):
             attention = look.scores[Score.CLS_ATTENTION]
             places = normalised_ranks(attention)
             logarithms = attention.double().clamp_min(torch.finfo(torch.float32).tiny).log()
-            for score in _SIMILARITIES:
+            for score in self._similarities:
                 similarity = look.scores[score]
                 linear = pearson(logarithms, similarity)
                 if linear is None:  # a constant has no correlation; its ranks are made up
@@ -77,7 +78,7 @@ class Correlation(Analysis):
                 self._spearman[score].estimate().show(),
                 self._pearson[score].estimate().show(),
             ]
-            for score in _SIMILARITIES
+            for score in self._similarities
         ]
         told = (
             f"Correlation with {attention}, over the patches of an image; mean ± standard error "
@@ -93,15 +94,15 @@ class Correlation(Analysis):
                     "pearson_of_logarithms": asdict(self._pearson[score].estimate()),
                     "ranks": self._cells[score].astype(int).tolist(),
                 }
-                for score in _SIMILARITIES
+                for score in self._similarities
             },
             table=f"{table(heads, rows)}\n\n{told}",
         )
 
     def _draw(self, path: Path) -> None:
-        figure = new_figure(9.6, 4.6)
-        panels = figure.subplots(1, len(_SIMILARITIES), sharey=True)
-        for axes, score in zip(panels, _SIMILARITIES, strict=True):
+        figure = new_figure(1.6 + 4 * len(self._similarities), 4.6)
+        panels = figure.subplots(1, len(self._similarities), sharey=True, squeeze=False)[0]
+        for axes, score in zip(panels, self._similarities, strict=True):
             cells = self._cells[score]
             density = cells.T * cells.size / cells.sum()
             image = axes.imshow(

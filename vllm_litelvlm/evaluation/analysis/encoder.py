@@ -1,4 +1,4 @@
-"""A pair of towers, for images and for texts, and the scores of patches that they give."""
+"""What ranks patches by texts, and the scores that it gives them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -7,14 +7,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers import AutoModel
 
-from vllm_litelvlm.evaluation.analysis.preprocessing import Preprocessor
+from vllm_litelvlm.evaluation.analysis.budgets import Budget
+from vllm_litelvlm.evaluation.analysis.preprocessing import Pixels, Preprocessor
 
 
 class Score(StrEnum):
     """What patches may be ranked by. Each is float32 [patches]; "aligned" is in the texts' space.
 
-    What stands for [CLS] and [EOS] in an encoder without them, :attr:`Encoder.labels` says.
+    What stands for patches, [CLS] and [EOS] in an encoder without them, :attr:`Encoder.labels` and
+    :attr:`Encoder.notes` say.
     """
 
     #: Dot product of the text embedding and the aligned patches of hidden state -2 (Eq. 4).
@@ -42,28 +45,31 @@ class Encoder(ABC):
 
     Args:
         name: hub name or folder.
-        model: of transformers, in float32.
+        model: of transformers, in float32, as :meth:`load_model` gives it.
         image_processor: the checkpoint's.
         tokenizer: the checkpoint's.
 
     ``labels`` names the scores there are, in the order of tables; ``context`` is the one that
-    takes the place of Eq. 5 in LiteLVLM; ``notes`` say what the labels leave open.
+    takes the place of Eq. 5 in LiteLVLM; ``notes`` say what the labels leave open; ``budgets`` are
+    worth looking at.
     """
 
     kind: ClassVar[str]
     labels: ClassVar[Mapping[Score, str]]
     context: ClassVar[Score]
     notes: ClassVar[Sequence[str]]
+    budgets: ClassVar[Sequence[Budget]]
 
     def __init__(self, name: str, model: Any, image_processor: Any, tokenizer: Any) -> None:
         self.name = name
         self.model = model.eval()
         self.tokenizer = tokenizer
-        vision, text = model.config.vision_config, model.config.text_config
-        self.text_tokens = int(text.max_position_embeddings)
-        self.preprocessor = Preprocessor(
-            image_processor, side=int(vision.image_size), patch=int(vision.patch_size)
-        )
+        self.preprocessor = self._preprocessor(image_processor)
+
+    @classmethod
+    def load_model(cls, name: str, config: Any) -> Any:
+        """What is needed of a checkpoint, in float32; ``config`` is its configuration."""
+        return AutoModel.from_pretrained(name, config=config, dtype=torch.float32)
 
     @property
     def device(self) -> torch.device:
@@ -72,44 +78,27 @@ class Encoder(ABC):
         return place
 
     @property
-    def patches(self) -> int:
-        """Patches of an image."""
-        return self.preprocessor.grid**2
+    def patches(self) -> int | None:
+        """Patches of an image; None where its size decides."""
+        return self.preprocessor.cells
 
-    @torch.no_grad()
+    @property
+    def all_patches(self) -> str:
+        """All of an image's, in words that follow "of"."""
+        return "an image's tokens" if self.patches is None else f"{self.patches} patches"
+
+    @abstractmethod
     def scores(
-        self, pixel_values: Tensor, owners: Sequence[int], texts: Sequence[str]
-    ) -> dict[Score, Tensor]:
-        """Every score of some pairs of images and texts, float32 [pairs, patches], on the CPU.
+        self, pixels: Sequence[Pixels], owners: Sequence[int], texts: Sequence[str]
+    ) -> dict[Score, list[Tensor]]:
+        """Every score of some pairs of images and texts, float32 [patches] a pair, on the CPU.
 
         Args:
-            pixel_values: [images, 3, side, side].
+            pixels: of the images.
             owners: the image of each pair.
             texts: the text of each pair.
         """
-        states = self.vision(pixel_values.to(self.device), output_hidden_states=True).hidden_states
-        index = torch.tensor(owners, device=self.device)
-        found = self._scores(states[-2], states[-1], index, self.embed(texts))
-        return {name: found[name].float().cpu() for name in self.labels}
-
-    @property
-    def vision(self) -> Any:
-        """The vision tower."""
-        return self.model.vision_model
 
     @abstractmethod
-    def embed(self, texts: Sequence[str]) -> Tensor:
-        """Text embeddings, float32 [texts, width]."""
-
-    @abstractmethod
-    def _scores(
-        self, hidden: Tensor, last: Tensor, owners: Tensor, texts: Tensor
-    ) -> dict[Score, Tensor]:
-        """Every score, [pairs, patches].
-
-        Args:
-            hidden: hidden state -2, [images, tokens, width].
-            last: the last layer's output before any further norm, the same shape.
-            owners: the image of each pair, int64 [pairs].
-            texts: the embedding of each pair's text, [pairs, width of embeddings].
-        """
+    def _preprocessor(self, image_processor: Any) -> Preprocessor:
+        """By the checkpoint's image processor, for :attr:`model`."""

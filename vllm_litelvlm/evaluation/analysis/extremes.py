@@ -39,6 +39,7 @@ class Extremes(Analysis):
             (score, end): Gathered() for score in encoder.labels for end in ("lowest", "highest")
         }
         self._chance = Gathered()
+        self._labels = {score: _DRAWN[score] for score in _DRAWN if score in encoder.labels}
         self._drawn: dict[int, list[Image.Image]] = {}
 
     def observe(self, batch: Batch) -> None:
@@ -60,11 +61,11 @@ class Extremes(Analysis):
         """The referred region, then the ends of each ranking."""
         preprocessor = self.encoder.preprocessor
         seen = preprocessor.seen(look.sample.image)
-        first = Canvas(seen, preprocessor.grid)
+        first = Canvas(seen, preprocessor.cell)
         first.fade(referred.nonzero()[:, 0].tolist())
         pictures = [with_caption(first.picture, [look.text, "referred patches"])]
-        for score, label in _DRAWN.items():
-            canvas = Canvas(seen, preprocessor.grid)
+        for score, label in self._labels.items():
+            canvas = Canvas(seen, preprocessor.cell)
             lowest, best = ends(look.scores[score], COUNT)
             canvas.outline(best, GREEN)
             canvas.outline(lowest, RED)

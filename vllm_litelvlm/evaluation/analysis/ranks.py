@@ -102,7 +102,7 @@ class Ranks(Analysis):
         ]
         heads = ["patches ranked by", "referred patches", "other patches", "difference", "end"]
         told = (
-            f"Mean rank, 0 the lowest of the {self.encoder.patches} patches and 1 the highest (the "
+            f"Mean rank, 0 the lowest of {self.encoder.all_patches} and 1 the highest (the "
             "paper's axis runs the other way), ± standard error over images. Referred "
             "patches ([REF]): the mask covers more than half of them. End: where they lie, if "
             "the difference is more than two standard errors from 0."

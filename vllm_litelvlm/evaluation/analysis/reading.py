@@ -3,12 +3,15 @@
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from PIL import Image
 from torch import Tensor
 
+from vllm_litelvlm.errors import OptionsError
 from vllm_litelvlm.evaluation.analysis.base import Batch, Look, Settings
 from vllm_litelvlm.evaluation.analysis.encoder import Encoder
+from vllm_litelvlm.evaluation.analysis.preprocessing import Pixels
 from vllm_litelvlm.evaluation.analysis.words import own_texts
 from vllm_litelvlm.evaluation.samples import Dataset, Sample
 
@@ -56,19 +59,24 @@ class Reader:
         return len(self._numbers)
 
     def batch(self, samples: Sequence[Sample]) -> Batch:
-        """Encode samples; each image once."""
+        """Encode samples; each image once.
+
+        Raises OptionsError, which names the sample, for an image or a mask that cannot be used.
+        """
         pairs = [(sample, text) for sample in samples for text in self._texts(sample)]
         if not self._reads_images or not pairs:
             return Batch(samples, ())
-        images: dict[int, Image.Image] = {}
+        pixels: dict[int, Pixels] = {}
         numbers = []
         for sample, _ in pairs:
             number = self._number(sample.image)
-            images.setdefault(number, sample.image)
             numbers.append(number)
-        order = {number: place for place, number in enumerate(images)}
+            if number not in pixels:
+                with _naming(sample):
+                    pixels[number] = self._encoder.preprocessor.pixels(sample.image)
+        order = {number: place for place, number in enumerate(pixels)}
         scores = self._encoder.scores(
-            self._encoder.preprocessor.pixel_values(list(images.values())),
+            list(pixels.values()),
             [order[number] for number in numbers],
             [text for _, text in pairs],
         )
@@ -88,9 +96,19 @@ class Reader:
         """The patches that a text means; None where the mask is that of several texts together."""
         if sample.mask is None or len(self._texts(sample)) > 1:
             return None
-        return self._encoder.preprocessor.referred(sample.image, sample.mask)
+        with _naming(sample):
+            return self._encoder.preprocessor.referred(sample.image, sample.mask)
 
     def _number(self, image: Image.Image) -> int:
         seen = hashlib.blake2b(f"{image.mode} {image.size}".encode(), digest_size=16)
         seen.update(image.tobytes())
         return self._numbers.setdefault(seen.digest(), len(self._numbers))
+
+
+@contextmanager
+def _naming(sample: Sample) -> Iterator[None]:
+    """What is wrong with a sample's image or mask is told with the sample's name."""
+    try:
+        yield
+    except OptionsError as error:
+        raise OptionsError(f"Sample {sample.name!r}: {error}") from None

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from vllm_litelvlm.errors import CompatibilityError
-from vllm_litelvlm.evaluation.analysis.encoder import Encoder, Score
+from vllm_litelvlm.evaluation.analysis.encoder import Score
+from vllm_litelvlm.evaluation.analysis.two_towers import TwoTowers
 from vllm_litelvlm.pruning.scores import context_score
 
 
-class SiglipEncoder(Encoder):
+class SiglipEncoder(TwoTowers):
     """A SiglipModel; SigLIP-2 of fixed resolution is one too."""
 
     kind = "SigLIP"
@@ -48,7 +49,7 @@ class SiglipEncoder(Encoder):
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """See :meth:`Encoder.embed`. Padded to full length and not masked, as SigLIP is trained."""
+        """See :meth:`TwoTowers.embed`. Padded to full length and not masked, as in training."""
         tokens = self.tokenizer(
             list(texts),
             padding="max_length",

@@ -14,6 +14,7 @@ from vllm_litelvlm.evaluation.analysis.encoder import Encoder
 from vllm_litelvlm.evaluation.analysis.estimate import Gathered
 from vllm_litelvlm.evaluation.analysis.markdown import table
 from vllm_litelvlm.evaluation.analysis.sink_plot import Example, draw
+from vllm_litelvlm.evaluation.analysis.two_towers import TwoTowers
 from vllm_litelvlm.evaluation.analysis.words import Span, expression_spans, load_noun_chunks
 
 #: [SOS], words that only ask, words that refer, and the end token itself.
@@ -60,9 +61,14 @@ class Sink(Analysis):
 
     @classmethod
     def obstacle(cls, encoder: Encoder) -> str | None:
-        """SigLIP's text tower lacks both special tokens."""
+        """SigLIP's text tower lacks both special tokens, and Qwen-VL has no text tower."""
         if isinstance(encoder, ClipEncoder):
             return None
+        if not isinstance(encoder, TwoTowers):
+            return (
+                f"{encoder.kind} has no text tower, so no token of a text attends to others before "
+                "it is compared with the image."
+            )
         return (
             f"{encoder.kind}'s text tower has no [SOS], and it is not causal: what its last token "
             "attends to, padding included, is not what CLIP's [EOS] attends to."

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-import torch
 from cachetools import LRUCache
 from torch import Tensor
 from vllm.config import VllmConfig
@@ -24,7 +23,7 @@ from vllm_litelvlm.plugin.plan import Plan, WorkOrder
 from vllm_litelvlm.plugin.processor import ABSENT, PruningProcessor
 from vllm_litelvlm.pruning.keep_all import KeepAll
 from vllm_litelvlm.pruning.traits import Traits
-from vllm_litelvlm.vision.embeddings import NO_TOKEN, EmbeddingGuidance
+from vllm_litelvlm.vision.embeddings import LONGEST_TEXT, EmbeddingGuidance, token_rows
 
 #: How many pictures' grids are remembered.
 _GRIDS = 16_384
@@ -32,8 +31,6 @@ _GRIDS = 16_384
 _DIGITS = 4
 #: Above 0, which is what vLLM asks about; and what it would leave of a video by it is all.
 _NOTHING_PRUNED = 1e-17
-#: How many tokens of a guiding text count: its mean hardly changes beyond, but its memory does.
-_LONGEST_TEXT = 256
 
 
 class QwenFamily(Family):
@@ -157,16 +154,11 @@ class QwenProcessor(PruningProcessor):
 
     def tokenize_texts(self, texts: Sequence[str]) -> Tensor:
         """The beginning of each by the language model's own tokenizer, without special tokens."""
-        tokenizer = self.info.get_tokenizer()
-        encoded = (tokenizer.encode(text, add_special_tokens=False) for text in texts)
-        rows = [ids[:_LONGEST_TEXT] for ids in encoded]
-        longest = max(map(len, rows))
-        padded = [[*row, *[NO_TOKEN] * (longest - len(row))] for row in rows]
-        return torch.tensor(padded, dtype=torch.int32)
+        return token_rows(self.info.get_tokenizer(), texts)
 
     def longest_texts(self, count: int) -> tuple[str, ...]:
         """Of at least as many tokens as count."""
-        return tuple(f"{number:04d}{' a' * _LONGEST_TEXT}" for number in range(count))
+        return tuple(f"{number:04d}{' a' * LONGEST_TEXT}" for number in range(count))
 
     def targets(self) -> dict[str, list[int]]:
         """One token of its own for either."""

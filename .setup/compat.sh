@@ -2,8 +2,9 @@
 # Run the plugin's and the end-to-end tests on a vLLM that has no CPU build yet: the Python of its
 # published CUDA wheel over the compiled library of the CPU build in .venv. Needs .venv (make setup).
 #
-#   .setup/compat.sh [VERSION]   of vLLM; by default the newest that the package index has
+#   .setup/compat.sh [VERSION [TEST ...]]
 #
+# VERSION is vLLM's, by default the newest that the package index has; tests are named as for pytest.
 # The environment stays in .compat/VERSION, of some GB, and is made again when it is removed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -56,9 +57,7 @@ PY
 }
 
 [[ -f $place/built ]] || build
-export HF_HUB_OFFLINE=1
-tests() { "$venv/bin/python" -m pytest -n 2 --dist loadfile -rf "$@"; }
-failed=0
-tests tests/plugin || failed=1
-OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind tests tests/e2e || failed=1
-exit "$failed"
+export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
+shift $(($# > 0))
+(($#)) || set -- tests/plugin tests/e2e
+"$venv/bin/python" -m pytest -n 2 --dist loadfile -rf "$@"

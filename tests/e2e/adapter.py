@@ -1,33 +1,58 @@
-"""A LoRA adapter for the test checkpoint."""
+"""A LoRA adapter for a test checkpoint, and the checkpoint with the adapter in its weights."""
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from vllm_litelvlm.demo.checkpoint import Checkpoint
+_RANK = 4
 
 
-def write_adapter(folder: Path, checkpoint: Checkpoint) -> Path:
-    """A LoRA adapter in PEFT's format on the language model's query projections."""
-    config = json.loads((checkpoint.llava / "config.json").read_text())["text_config"]
-    width, rank = config["hidden_size"], 4
+def write_adapter(folder: Path, model: Path) -> Path:
+    """One in PEFT's format on the query projections of the language model of a folder."""
     generator = torch.Generator().manual_seed(0)
     tensors = {}
-    for layer in range(config["num_hidden_layers"]):
-        prefix = f"base_model.model.language_model.model.layers.{layer}.self_attn.q_proj"
-        tensors[f"{prefix}.lora_A.weight"] = torch.randn(rank, width, generator=generator)
-        tensors[f"{prefix}.lora_B.weight"] = torch.randn(width, rank, generator=generator)
+    for name, weight in _query_projections(load_file(model / "model.safetensors")).items():
+        prefix = f"base_model.model.{name.removesuffix('.weight')}"
+        out, into = weight.shape
+        tensors[f"{prefix}.lora_A.weight"] = torch.randn(_RANK, into, generator=generator)
+        tensors[f"{prefix}.lora_B.weight"] = torch.randn(out, _RANK, generator=generator)
     folder.mkdir()
     save_file(tensors, folder / "adapter_model.safetensors")
     described = {
         "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": rank,
+        "r": _RANK,
+        "lora_alpha": _RANK,
         "target_modules": ["q_proj"],
         "task_type": "CAUSAL_LM",
         "bias": "none",
     }
     (folder / "adapter_config.json").write_text(json.dumps(described))
     return folder
+
+
+def merge_adapter(model: Path, adapter: Path, folder: Path) -> Path:
+    """A copy of the model whose weights are those that the adapter makes of them."""
+    shutil.copytree(model, folder)
+    tensors = load_file(model / "model.safetensors")
+    added = load_file(adapter / "adapter_model.safetensors")
+    for name in _query_projections(tensors):
+        prefix = f"base_model.model.{name.removesuffix('.weight')}"
+        change = added[f"{prefix}.lora_B.weight"] @ added[f"{prefix}.lora_A.weight"]
+        tensors[name] = tensors[name] + change
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def _query_projections(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """By the names of the checkpoint's file."""
+    found = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name.endswith("self_attn.q_proj.weight") and "vision" not in name
+    }
+    assert found
+    return found

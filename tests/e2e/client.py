@@ -43,6 +43,7 @@ def request(
     messages: list[dict[str, Any]] | dict[str, Any],
     options: object = None,
     tokens: int = 8,
+    model: str = "model",
     **extra: Any,
 ) -> dict[str, Any]:
     """Arguments of ``chat.completions.create``, greedy, with log-probabilities."""
@@ -50,7 +51,7 @@ def request(
     if options is not None:
         body["mm_processor_kwargs"] = {"litelvlm": options}
     return {
-        "model": "model",
+        "model": model,
         "messages": messages if isinstance(messages, list) else [messages],
         "max_tokens": tokens,
         "temperature": 0,

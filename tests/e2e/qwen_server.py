@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from tests.e2e.adapter import write_adapter
 from tests.e2e.client import Answer, ask, data_url
 from tests.e2e.conftest import TracedServer
 from tests.e2e.qwen_reference import Picture, QwenReference
@@ -47,13 +48,23 @@ class QwenServer:
     traced: TracedServer
     reference: QwenReference
 
+    @property
+    def adapter(self) -> Path:
+        """A LoRA adapter, which is served as the model "adapter"."""
+        return self.folder.parent / "adapter"
+
     def kept(
-        self, question: str, pictures: Sequence[Picture], options: Any, tokens: int = 1
+        self,
+        question: str,
+        pictures: Sequence[Picture],
+        options: Any,
+        tokens: int = 1,
+        model: str = "model",
     ) -> tuple[Answer, list[list[int]]]:
         """An answer, and the tokens that were kept of each image or frame for it."""
         self.traced.forget()
         before = len(self.traced.selections())
-        answer = ask(self.traced.url, turn(question, pictures), options, tokens)
+        answer = ask(self.traced.url, turn(question, pictures), options, tokens, model)
         lines = self.traced.selections()[before:]
         different = list(dict.fromkeys(map(id, pictures)))  # equal ones are encoded once
         assert len(lines) == len(different)
@@ -72,17 +83,30 @@ def split(kept: Sequence[int], frames: int) -> list[list[int]]:
 
 
 @contextmanager
-def qwen_server(kind: Kind, runner: Runner, folder: Path) -> Iterator[QwenServer]:
+def qwen_server(
+    kind: Kind, runner: Runner, folder: Path, arguments: Sequence[str] = (), **environment: str
+) -> Iterator[QwenServer]:
     """A Qwen3.5 is without the layers that vLLM computes in bfloat16 alone on a CPU."""
     attending = dataclasses.replace(TINY_QWEN, attention_interval=1)
     model, trace = build_qwen(folder / "model", kind, attending), folder / "trace.jsonl"
-    # vLLM's prefix cache of such a model looks for recurrent layers.
-    more = ["--no-enable-prefix-caching"] if kind.startswith("qwen3_5") else []
+    if kind in KINDS:
+        adapter = write_adapter(folder / "adapter", model)
+        more = [
+            "--enable-lora",
+            "--max-lora-rank=8",
+            "--max-loras=2",
+            "--lora-modules",
+            f"adapter={adapter}",
+        ]
+    else:
+        # vLLM's prefix cache of a Qwen3.5 looks for recurrent layers.
+        more = ["--no-enable-prefix-caching"] if kind.startswith("qwen3_5") else []
     with serve(
         model,
-        arguments=[*ARGUMENTS, *more],
+        arguments=[*ARGUMENTS, *more, *arguments],
         environment={
             **runner.environment,
+            **environment,
             "VLLM_LITELVLM_TRACE": str(trace),
             "VLLM_SERVER_DEV_MODE": "1",
         },

@@ -28,7 +28,7 @@ def test_chunked_prefill_prefix_caching_and_lora_work_with_pruning(
     tmp_path: Path,
     positions: str,
 ) -> None:
-    adapter = write_adapter(tmp_path / "adapter", checkpoint)
+    adapter = write_adapter(tmp_path / "adapter", checkpoint.llava)
     budgets = [150, 64, 192, 100]
     batch = [job(image, budget) for image, budget in zip(workplace.images, budgets, strict=True)]
     long_prompt = PROMPT.replace(QUESTION, QUESTION + " Tell me all about it." * 12)

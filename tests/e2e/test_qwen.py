@@ -13,8 +13,9 @@ import pytest
 from openai import BadRequestError
 from PIL import Image
 
+from tests.e2e.adapter import merge_adapter
 from tests.e2e.client import Answer, ask, async_client, read, request, user_turn
-from tests.e2e.qwen_reference import Picture
+from tests.e2e.qwen_reference import Picture, QwenReference
 from tests.e2e.qwen_server import (
     ARGUMENTS,
     KINDS,
@@ -138,16 +139,28 @@ def assert_parity(
         answer, kept = qwen.kept(question, some, options, 5)
         assert answer.token_ids == at_once.token_ids
         assert answer.logprobs == pytest.approx(at_once.logprobs, abs=TOLERANCE)
-        seen = [one if isinstance(one, Image.Image) else as_sent(one) for one in some]
-        best, likely = qwen.reference.follow(
-            qwen.reference.prompt(question, seen),
-            seen,
-            kept,
-            answer.token_ids,
-            original="positions" not in options,
-        )
-        assert answer.logprobs == pytest.approx(likely, abs=TOLERANCE), (question, options)
-        assert list(answer.token_ids) == best
+        assert_follows(qwen.reference, question, some, options, kept, answer)
+
+
+def assert_follows(
+    reference: QwenReference,
+    question: str,
+    some: Sequence[Picture],
+    options: dict[str, Any],
+    kept: Sequence[Sequence[int]],
+    answer: Answer,
+) -> None:
+    """Transformers is as sure of every token of an answer."""
+    seen = [one if isinstance(one, Image.Image) else as_sent(one) for one in some]
+    best, likely = reference.follow(
+        reference.prompt(question, seen),
+        seen,
+        kept,
+        answer.token_ids,
+        original="positions" not in options,
+    )
+    assert answer.logprobs == pytest.approx(likely, abs=TOLERANCE), (question, options)
+    assert list(answer.token_ids) == best
 
 
 def test_prefix_that_is_kept_gives_the_same_answer(
@@ -185,6 +198,23 @@ def test_requests_that_are_preempted_are_answered_as_alone(
         )
         assert together[number].token_ids == alone.token_ids
         assert together[number].logprobs == pytest.approx(alone.logprobs, abs=TOLERANCE)
+
+
+@on_v1_alone
+def test_adapter_on_the_language_model_is_followed(
+    qwen: QwenServer,
+    pictures: dict[str, Image.Image],
+    video: Sequence[Image.Image],
+    tmp_path: Path,
+) -> None:
+    """As if the checkpoint had its weights; tower and guidance are the model's."""
+    merged = QwenReference(merge_adapter(qwen.folder, qwen.adapter, tmp_path / "merged"))
+    for question, some, options in cases(pictures, video)[1::4]:
+        plain, kept = qwen.kept(question, some, options, 5)
+        adapted, kept_too = qwen.kept(question, some, options, 5, "adapter")
+        assert kept_too == kept
+        assert adapted.logprobs != pytest.approx(plain.logprobs, abs=0.01)
+        assert_follows(merged, question, some, options, kept, adapted)
 
 
 def _metric(qwen: QwenServer, name: str) -> float:

@@ -46,7 +46,7 @@ def served(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
     Nothing here depends on the model runner.
     """
     folder = tmp_path_factory.mktemp("variants")
-    adapter = write_adapter(folder / "adapter", checkpoint)
+    adapter = write_adapter(folder / "adapter", checkpoint.llava)
     options = {"clip_model": str(checkpoint.clip), "variants": VARIANTS}
     told = {
         "plugin": "litelvlm",

@@ -62,7 +62,7 @@ def main() -> int:
 def _server(folder: Path, output: Path) -> Iterator[str]:
     """A small model with every way in."""
     checkpoint = build_checkpoint(folder / "checkpoint", TINY)
-    adapter = write_adapter(folder / "adapter", checkpoint)
+    adapter = write_adapter(folder / "adapter", checkpoint.llava)
     with serve(
         checkpoint.llava,
         clip_model=checkpoint.clip,

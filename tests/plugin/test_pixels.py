@@ -1,6 +1,7 @@
 """Pixels that are kept in the front end, and encoded images that need not be decoded again."""
 
 import io
+import threading
 from functools import partial
 from typing import Any
 
@@ -232,6 +233,33 @@ def test_damaged_image_fares_as_with_stock_each_time(cache: PixelCache) -> None:
                 assert fares(ImageMediaIO.load_bytes, damaged) == wanted
             saved += isinstance(wanted, list) and stops_pillow(damaged)
     assert saved > 0
+
+
+def test_image_that_is_known_counts_among_the_bytes_of_its_request(cache: PixelCache) -> None:
+    """vLLM 0.33 bounds what a request's media come to; each request has a count of its own."""
+
+    class Count:
+        def __init__(self) -> None:
+            self.lock, self.used = threading.Lock(), 0  # no more to be pickled than vLLM's
+
+        def charge(self, size: int) -> None:
+            self.used += size
+            if self.used > 1_000_000:
+                raise ValueError("too many")
+
+    def load(count: Count) -> Any:
+        media_io = ImageMediaIO()
+        media_io.decoded_budget = count
+        return media_io.load_bytes(jpeg())
+
+    one, other = Count(), Count()
+    first = load(one)
+    cache.get([Picture(first, None, DIGEST, cache)], pixels_of)
+    assert load(other).litelvlm_digest == first.litelvlm_digest
+    assert one.used == other.used == first.media.width * first.media.height * 4
+    other.used = 1_000_000
+    with pytest.raises(ValueError, match="too many"):
+        load(other)
 
 
 @pytest.mark.parametrize("first", [None, 1])

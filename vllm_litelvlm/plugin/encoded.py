@@ -25,6 +25,8 @@ from vllm_litelvlm.plugin.wrap import wrap
 
 #: Those that are sent most. Their mode is known before they are decoded.
 _FORMATS = ("JPEG", "PNG", "WEBP")
+#: Where vLLM 0.33 counts the bytes that a request's media come to, and refuses too many.
+_BUDGET = "decoded_budget"
 #: Those of this process's processors.
 _caches: WeakSet[PixelCache] = WeakSet()
 _lock = Lock()
@@ -48,13 +50,20 @@ def _look_first(stock: Callable[..., Any]) -> Callable[..., Any]:
             caches = list(_caches)
         if not caches:
             return stock(media_io, data)
-        digest = MultiModalHasher.hash_kwargs(caches[0].algorithm, data=data, io=vars(media_io))
+        read = {name: it for name, it in vars(media_io).items() if name != _BUDGET}
+        digest = MultiModalHasher.hash_kwargs(caches[0].algorithm, data=data, io=read)
         known = any(cache.has_encoded(digest) for cache in caches)
         try:
             image = _plain(media_io, data, decode=not known)
         except Exception:  # vLLM says what is wrong, or makes the best of it
             return stock(media_io, data)
-        decoded = stock(media_io, data) if image is None else MediaWithBytes(image, data)
+        if image is None:
+            decoded = stock(media_io, data)
+        else:
+            budget = getattr(media_io, _BUDGET, None)
+            if budget is not None:
+                budget.charge(image.width * image.height * 4)
+            decoded = MediaWithBytes(image, data)
         decoded.litelvlm_digest = digest
         return decoded
 

@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 ONE_THREAD := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test compat lint format bench clean
+.PHONY: help setup demo test test-all compat lint format bench clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Create or update .venv (LITELVLM_DEVICE=cpu|cuda chooses the build of vLLM)
 	@.setup/setup.sh
@@ -16,9 +16,12 @@ setup: ## Create or update .venv (LITELVLM_DEVICE=cpu|cuda chooses the build of 
 demo: setup ## Run the demonstration
 	$(BIN)/litelvlm demo
 
-test: lint ## Run the linters, the type checker and the tests
+test: SOME = -m "not slow"
+test: ## Run the linters, the type checker and the tests
+test-all: ## The same, and the slow tests that repeat others in more families and modes
+test test-all: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/e2e
-	HF_HUB_OFFLINE=1 $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile tests/e2e
+	HF_HUB_OFFLINE=1 $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile tests/e2e $(SOME)
 
 compat: setup ## Run plugin and end-to-end tests on the newest vLLM, on a CPU (VLLM=0.33.0 chooses)
 	.setup/compat.sh $(VLLM)

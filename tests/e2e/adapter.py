@@ -19,7 +19,7 @@ def write_adapter(folder: Path, model: Path) -> Path:
         prefix = f"base_model.model.{name.removesuffix('.weight')}"
         out, into = weight.shape
         tensors[f"{prefix}.lora_A.weight"] = torch.randn(_RANK, into, generator=generator)
-        tensors[f"{prefix}.lora_B.weight"] = torch.randn(out, _RANK, generator=generator)
+        tensors[f"{prefix}.lora_B.weight"] = torch.randn(out, _RANK, generator=generator) / 4
     folder.mkdir()
     save_file(tensors, folder / "adapter_model.safetensors")
     described = {

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import vllm
 
 _INTERPRETER = Path(__file__).with_name("interpreter")
 
@@ -41,3 +42,14 @@ V2 = Runner(
 #: For tests of what does not depend on the model runner, or that others hold for V2 already: it is
 #: slow in the interpreter.
 on_v1_alone = pytest.mark.parametrize("runner", [V1], ids=str, indirect=True, scope="session")
+
+#: The environment of two worker processes.
+TWO_WORKERS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+
+#: vLLM 0.33 takes an engine's rank for a memory node's number on a CPU, with the plugin or without.
+needs_memory_nodes = pytest.mark.skipif(
+    vllm.__version__ >= "0.33" and len([*Path("/sys/devices/system/node").glob("node*")]) < 2,
+    reason="vLLM 0.33 needs a memory node for each engine on a CPU",
+)
+#: Of what an engine is spread by.
+SPREADS = ["tensor", pytest.param("data", marks=needs_memory_nodes)]

@@ -2,9 +2,11 @@
 
 import asyncio
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -14,9 +16,10 @@ from tests.e2e.adapter import merge_adapter, write_adapter
 from tests.e2e.client import Answer, async_client, read, request, user_turn
 from tests.e2e.conftest import TracedServer
 from tests.e2e.llava_next_reference import LlavaNextReference
-from tests.e2e.runners import Runner, on_v1_alone
+from tests.e2e.runners import SPREADS, TWO_WORKERS, Runner, on_v1_alone
 from tests.e2e.siglip_reference import SiglipReference
 from vllm_litelvlm.demo.checkpoint import Checkpoint
+from vllm_litelvlm.demo.llava_next import build_llava_next
 from vllm_litelvlm.demo.server import serve
 from vllm_litelvlm.demo.siglip import build_siglip
 
@@ -115,20 +118,17 @@ class Served:
         )
 
 
-@pytest.fixture(scope="module", params=["llava_next", "siglip"])
-def served(
-    request: pytest.FixtureRequest,
+@contextmanager
+def serve_llava(
+    kind: Kind,
     runner: Runner,
     photographs: Sequence[Image.Image],
-    tmp_path_factory: pytest.TempPathFactory,
+    folder: Path,
+    arguments: Sequence[str] = (),
+    **environment: str,
 ) -> Iterator[Served]:
-    kind = cast(Kind, request.param)
-    folder = tmp_path_factory.mktemp(kind)
-    checkpoint: Checkpoint
-    if kind == "llava_next":
-        checkpoint = request.getfixturevalue("llava_next")
-    else:
-        checkpoint = build_siglip(folder / "model")
+    make: Callable[[Path], Checkpoint] = build_llava_next if kind == "llava_next" else build_siglip
+    checkpoint = make(folder / "model")
     adapter = write_adapter(folder / "adapter", checkpoint.llava)
     merged = merge_adapter(checkpoint.llava, adapter, folder / "merged")
     build = LlavaNextReference if kind == "llava_next" else SiglipReference
@@ -141,9 +141,10 @@ def served(
         checkpoint.llava,
         clip_model=checkpoint.clip,
         options={"positions": "original"},
-        arguments=[*ARGUMENTS, "--lora-modules", f"adapter={adapter}"],
+        arguments=[*ARGUMENTS, "--lora-modules", f"adapter={adapter}", *arguments],
         environment={
             **runner.environment,
+            **environment,
             "VLLM_LITELVLM_TRACE": str(trace),
             "VLLM_SERVER_DEV_MODE": "1",
         },
@@ -153,8 +154,41 @@ def served(
         yield Served(TracedServer(running.url, trace), photographs, references, asked)
 
 
+@pytest.fixture(scope="module", params=["llava_next", "siglip"])
+def served(
+    request: pytest.FixtureRequest,
+    runner: Runner,
+    photographs: Sequence[Image.Image],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp(request.param)
+    with serve_llava(request.param, runner, photographs, folder) as running:
+        yield running
+
+
 @on_v1_alone
 def test_answers_are_those_of_transformers_with_the_adapter_and_without(served: Served) -> None:
+    assert_follows(served)
+
+
+@pytest.mark.slow
+@on_v1_alone
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("kind", ["llava_next", "siglip"])
+def test_two_ranks_answer_as_transformers(
+    kind: Kind,
+    spread: str,
+    runner: Runner,
+    photographs: Sequence[Image.Image],
+    tmp_path: Path,
+) -> None:
+    arguments = [f"--{spread}-parallel-size=2"]
+    with serve_llava(kind, runner, photographs, tmp_path, arguments, **TWO_WORKERS) as running:
+        assert_follows(running)
+
+
+def assert_follows(served: Served) -> None:
+    """Transformers is as sure of every token of every answer."""
     answers = [served.alone(one) for one in served.asked]
     for one, answer in zip(served.asked, answers, strict=True):
         likely = served.follow(one, answer.token_ids)

@@ -7,20 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
-import vllm
 from PIL import Image
 
 from tests.e2e.client import Answer, ask, async_client, read, request, user_turn
 from tests.e2e.conftest import ARGUMENTS
 from tests.e2e.reference import Reference
-from tests.e2e.runners import Runner, on_v1_alone
+from tests.e2e.runners import TWO_WORKERS, Runner, needs_memory_nodes, on_v1_alone
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.demo.server import serve
 from vllm_litelvlm.evaluation.backend import Question
 from vllm_litelvlm.evaluation.transformers_backend import TransformersBackend
-
-TWO_WORKERS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
 
 
 def test_tensor_parallel_workers_behind_two_api_servers_answer_as_transformers(
@@ -65,13 +61,7 @@ def test_tensor_parallel_workers_behind_two_api_servers_answer_as_transformers(
     assert 'litelvlm_images_total{method="litelvlm"} 4.0' in metrics
 
 
-#: vLLM 0.33 takes an engine's rank for a memory node's number on a CPU, with the plugin or without.
-cannot_start = (
-    vllm.__version__ >= "0.33" and len([*Path("/sys/devices/system/node").glob("node*")]) < 2
-)
-
-
-@pytest.mark.skipif(cannot_start, reason="vLLM 0.33 needs a memory node for each engine on a CPU")
+@needs_memory_nodes
 @on_v1_alone
 def test_data_parallel_engines_have_caches_of_their_own_and_answer_as_one(
     runner: Runner,

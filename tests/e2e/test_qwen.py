@@ -25,7 +25,7 @@ from tests.e2e.qwen_server import (
     qwen_server,
     turn,
 )
-from tests.e2e.runners import V1, Runner, on_v1_alone
+from tests.e2e.runners import SPREADS, TWO_WORKERS, V1, Runner, on_v1_alone
 from tests.e2e.slow_methods import SLOW_METHODS
 from tests.e2e.test_examples import prompt_tokens, run
 from tests.pruning.rederivation import CLEAR, Calls
@@ -126,6 +126,21 @@ def test_neighbours_that_share_the_code_are_as_sure(
     tmp_path: Path,
 ) -> None:
     with qwen_server(kind, runner, tmp_path) as running:
+        assert_parity(running, cases(pictures, video)[::3])
+
+
+@pytest.mark.slow
+@on_v1_alone
+@pytest.mark.parametrize("spread", SPREADS)
+def test_two_ranks_answer_as_transformers(
+    spread: str,
+    runner: Runner,
+    pictures: dict[str, Image.Image],
+    video: Sequence[Image.Image],
+    tmp_path: Path,
+) -> None:
+    arguments = [f"--{spread}-parallel-size=2"]
+    with qwen_server("qwen3_vl", runner, tmp_path, arguments, **TWO_WORKERS) as running:
         assert_parity(running, cases(pictures, video)[::3])
 
 

@@ -64,7 +64,7 @@ class PrunedQwen(GridPositions, PrunedModel):
         stock.__init__(vllm_config=vllm_config, prefix=prefix)
         self.litelvlm_begin(vllm_config)
         self.litelvlm_visual_tokens = (self.config.image_token_id, self.config.video_token_id)
-        self.litelvlm = EmbeddingGuidance(self.language_model.embed_input_ids)
+        self.litelvlm = EmbeddingGuidance(self.litelvlm_embed)
         dtype = vllm_config.model_config.dtype
         self._tower = CachedTower(self.visual, self.litelvlm_token_order, self._cache(dtype))
 
@@ -81,6 +81,15 @@ class PrunedQwen(GridPositions, PrunedModel):
             rows[Signal.KEYS] = (attention.hidden_size_per_attention_head,), torch.float32
         rows[Signal.FEATURES] = (levels * self.config.text_config.hidden_size,), dtype
         return PageCache(int(server.feature_cache_gb * 2**30), rows)
+
+    def litelvlm_embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings of token ids, [tokens] to [tokens, width], without any adapter.
+
+        What vLLM puts around the layer for LoRA takes a step's own tokens alone.
+        """
+        layer = self.language_model.model.embed_tokens
+        embedded: Tensor = getattr(layer, "base_layer", layer)(ids)
+        return embedded
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load the model; features of other weights are of no use."""

@@ -161,20 +161,17 @@ def _families() -> None:
         from vllm_litelvlm.pruning.registry import method_names, offered_methods
 
         families = {architecture: family(architecture) for architecture in MODELS}
-    headings = ("family", "architecture", "sees", "is guided by", "cannot run", "in two layers")
-    table = Table(*headings, "positions by default")
+    table = Table.grid(padding=(0, 2))
     for architecture, found in families.items():
         for traits in found.kinds():
             lacking = sorted({*method_names()} - {*offered_methods(traits)})
-            table.add_row(
-                f"[bold]{traits.family}[/]",
-                architecture,
-                found.media,
-                found.guidance,
-                ", ".join(lacking) or "-",
-                "yes" if traits.layered else "no",
-                found.defaults.positions,
-            )
+            table.add_row(f"[bold]{traits.family}[/]", f"[bold]{architecture}[/]")
+            table.add_row("  sees", found.media)
+            table.add_row("  guided by", found.guidance)
+            table.add_row("  cannot run", ", ".join(lacking) or "-")
+            table.add_row("  two layers", "yes" if traits.layered else "no")
+            table.add_row("  positions", f"{found.defaults.positions} by default", end_section=True)
+            table.add_row()
     Console().print(table)
 
 

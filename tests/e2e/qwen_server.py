@@ -45,6 +45,7 @@ class QwenServer:
 
     kind: Kind
     folder: Path
+    arguments: Sequence[str]
     traced: TracedServer
     reference: QwenReference
 
@@ -89,21 +90,18 @@ def qwen_server(
     """A Qwen3.5 is without the layers that vLLM computes in bfloat16 alone on a CPU."""
     attending = dataclasses.replace(TINY_QWEN, attention_interval=1)
     model, trace = build_qwen(folder / "model", kind, attending), folder / "trace.jsonl"
+    # vLLM's prefix cache of a Qwen3.5 looks for recurrent layers.
+    common = [*ARGUMENTS, *["--no-enable-prefix-caching"] * kind.startswith("qwen3_5"), *arguments]
+    lora = []
     if kind in KINDS:
         adapter = write_adapter(folder / "adapter", model)
-        more = [
-            "--enable-lora",
-            "--max-lora-rank=8",
-            "--max-loras=2",
-            "--lora-modules",
-            f"adapter={adapter}",
-        ]
-    else:
-        # vLLM's prefix cache of a Qwen3.5 looks for recurrent layers.
-        more = ["--no-enable-prefix-caching"] if kind.startswith("qwen3_5") else []
+        lora = ["--enable-lora", "--max-lora-rank=8", "--lora-modules", f"adapter={adapter}"]
+        # A place more than there are adapters: on a CPU vLLM's kernel gives what lies in the last
+        # one to requests without an adapter that share a step with one that has some.
+        lora.append("--max-loras=2")
     with serve(
         model,
-        arguments=[*ARGUMENTS, *more, *arguments],
+        arguments=[*common, *lora],
         environment={
             **runner.environment,
             **environment,
@@ -112,7 +110,8 @@ def qwen_server(
         },
         log=folder / "server.log",
     ) as running:
-        yield QwenServer(kind, model, TracedServer(running.url, trace), QwenReference(model))
+        traced = TracedServer(running.url, trace)
+        yield QwenServer(kind, model, common, traced, QwenReference(model))
 
 
 def turn(question: str, pictures: Sequence[Picture]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from tests.e2e.adapter import merge_adapter
 from tests.e2e.client import Answer, ask, async_client, read, request, user_turn
 from tests.e2e.qwen_reference import Picture, QwenReference
 from tests.e2e.qwen_server import (
-    ARGUMENTS,
     KINDS,
     THIN,
     QwenServer,
@@ -127,6 +126,21 @@ def test_neighbours_that_share_the_code_are_as_sure(
 ) -> None:
     with qwen_server(kind, runner, tmp_path) as running:
         assert_parity(running, cases(pictures, video)[::3])
+
+
+@pytest.mark.slow
+@on_v1_alone
+@pytest.mark.parametrize("kind", THIN)
+def test_neighbours_keep_what_a_script_keeps_and_all_as_stock(
+    kind: Kind,
+    runner: Runner,
+    pictures: dict[str, Image.Image],
+    video: Sequence[Image.Image],
+    tmp_path: Path,
+) -> None:
+    with qwen_server(kind, runner, tmp_path) as running:
+        assert_keeps(running, pictures)
+        assert_whole_is_stock(running, pictures, video, tmp_path / "stock")
 
 
 @pytest.mark.slow
@@ -244,6 +258,15 @@ def test_whole_pictures_are_bit_identical_to_stock(
     video: Sequence[Image.Image],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
+    assert_whole_is_stock(qwen, pictures, video, tmp_path_factory.mktemp("stock"))
+
+
+def assert_whole_is_stock(
+    qwen: QwenServer,
+    pictures: dict[str, Image.Image],
+    video: Sequence[Image.Image],
+    folder: Path,
+) -> None:
     asked: list[list[Picture]] = [[pictures["landscape"]], [*pictures.values()][:3], [list(video)]]
 
     def answers(url: str, options: Any) -> list[Answer]:
@@ -251,8 +274,8 @@ def test_whole_pictures_are_bit_identical_to_stock(
 
     qwen.traced.forget()
     ours = answers(qwen.traced.url, {"budget": 1.0})
-    log = tmp_path_factory.mktemp("stock") / "server.log"
-    with serve(qwen.folder, plugin=False, arguments=ARGUMENTS, log=log) as running:
+    log = folder / "server.log"
+    with serve(qwen.folder, plugin=False, arguments=qwen.arguments, log=log) as running:
         assert answers(running.url, None) == ours
 
 
@@ -294,6 +317,10 @@ def test_shuffled_concurrent_requests_are_each_answered_as_alone(
 def test_every_method_keeps_what_an_independent_script_keeps(
     qwen: QwenServer, pictures: dict[str, Image.Image]
 ) -> None:
+    assert_keeps(qwen, pictures)
+
+
+def assert_keeps(qwen: QwenServer, pictures: dict[str, Image.Image]) -> None:
     traits = QwenFamily("Qwen").traits(None)
     methods = [name for name in offered_methods(traits) if name != "keep-all"]
     assert {*methods} == {*method_names()} - {"keep-all", "tome", "prumerge", "prumerge+"}

@@ -22,7 +22,7 @@ class ClipFamily(Family):
     (:mod:`vllm_litelvlm.vision.tower_kinds`).
     """
 
-    guidance: ClassVar[str] = "the text tower of the CLIP that its vision tower was taken from"
+    guidance: ClassVar[str] = "the text tower that its vision tower was trained with"
 
     def image_token(self, config: Any) -> int:
         """The ``<image>`` of its prompts."""

@@ -14,7 +14,6 @@ from vllm_litelvlm.plugin.models.pruned import PrunedModel
 from vllm_litelvlm.plugin.models.weights import FollowedWeights
 from vllm_litelvlm.plugin.stopwatch import Section
 from vllm_litelvlm.pruning.base import Selection, Signal, Signals
-from vllm_litelvlm.pruning.registry import build_pruner
 from vllm_litelvlm.vision.slots import SlotCache
 from vllm_litelvlm.vision.tower_guidance import TowerGuidance
 from vllm_litelvlm.vision.tower_kinds import kind_of
@@ -30,7 +29,6 @@ class ClipGuided(OriginalPositions, PrunedModel):
     """
 
     # Of vLLM's classes.
-    config: Any
     multimodal_config: Any
     vision_tower: Any
     multi_modal_projector: Any
@@ -56,8 +54,7 @@ class ClipGuided(OriginalPositions, PrunedModel):
     def _add_caches(self, guidance: TowerGuidance, dtype: torch.dtype) -> None:
         """Allocate them with the weights, so that vLLM's memory profile finds them taken."""
         server = self._settings.server
-        pruners = [build_pruner(one.method, one.parameters) for one in server.sets.values()]
-        needs = frozenset().union(*(pruner.needs for pruner in pruners))
+        needs = self.litelvlm_needs()
         guidance.add_feature_cache(int(server.feature_cache_gb * 2**30), dtype, needs)
         guidance.add_text_cache(server.text_cache)
         guidance.add_base_cache(_BASES)

@@ -26,6 +26,7 @@ from vllm_litelvlm.plugin.trace import trace_selections
 from vllm_litelvlm.pruning.base import Selection, Signal, Signals
 from vllm_litelvlm.pruning.batch import needed_signals, prune
 from vllm_litelvlm.pruning.keep_all import KeepAll
+from vllm_litelvlm.pruning.registry import pruner_for
 from vllm_litelvlm.vision.pages import PageCache
 from vllm_litelvlm.vision.slots import SlotCache
 
@@ -95,6 +96,8 @@ class PrunedModel(ABC):
 
     #: Whose front end this model has.
     litelvlm_family: ClassVar[Family]
+    # Of vLLM's classes.
+    config: Any
 
     @abstractmethod
     def litelvlm_media(self, fields: dict[str, Any]) -> Media:
@@ -152,6 +155,12 @@ class PrunedModel(ABC):
         if self._settings.server.original_positions and current_platform.is_cpu():
             mend_cpu_runner()
         follow_resets(v2=vllm_config.use_v2_model_runner)
+
+    def litelvlm_needs(self) -> frozenset[Signal]:
+        """What the server's own options and its variants ask of an image."""
+        traits = self.litelvlm_family.traits(self.config)
+        sets = self._settings.server.sets.values()
+        return frozenset().union(*(pruner_for(options, traits).needs for options in sets))
 
     def embed_multimodal(self, **kwargs: Any) -> MultiModalEmbeddings:
         """Kept tokens of every image of the step, one [kept, width] tensor an image."""

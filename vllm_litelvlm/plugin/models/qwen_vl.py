@@ -39,7 +39,6 @@ from vllm_litelvlm.plugin.parcel import Parcel
 from vllm_litelvlm.plugin.processor import PARCELS
 from vllm_litelvlm.plugin.stopwatch import Section
 from vllm_litelvlm.pruning.base import Selection, Signal
-from vllm_litelvlm.pruning.registry import pruner_for
 from vllm_litelvlm.vision.attention import FROM_ATTENTION
 from vllm_litelvlm.vision.embeddings import EmbeddingGuidance, TokenGrid
 from vllm_litelvlm.vision.pages import PageCache
@@ -55,7 +54,6 @@ class PrunedQwen(GridPositions, PrunedModel):
     #: vLLM's CUDA graphs of encoders go past ``embed_multimodal``.
     supports_encoder_cudagraph: ClassVar = False
     # Of vLLM's classes.
-    config: Any
     visual: Any
     language_model: Any
 
@@ -72,10 +70,7 @@ class PrunedQwen(GridPositions, PrunedModel):
         """Allocated with the weights, so that vLLM's memory profile finds it taken."""
         server, attention = self._settings.server, self.visual.blocks[-1].attn
         levels = 1 + len(getattr(self.config.vision_config, "deepstack_visual_indexes", ()))
-        traits = self.litelvlm_family.traits(self.config)
-        needs = frozenset[Signal]().union(
-            *(pruner_for(options, traits).needs for options in server.sets.values())
-        )
+        needs = self.litelvlm_needs()
         rows: dict[str, Row] = dict.fromkeys(needs & FROM_ATTENTION, ((), torch.float32))
         if Signal.KEYS in rows:
             rows[Signal.KEYS] = (attention.hidden_size_per_attention_head,), torch.float32

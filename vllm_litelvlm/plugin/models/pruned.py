@@ -178,14 +178,14 @@ class PrunedModel(ABC):
         whole = all(isinstance(one.pruner, KeepAll) and one.window is None for one in orders)
         if whole and not self.litelvlm_keeps(batch.keys):
             # Stock vLLM, bit for bit.
-            trace_selections(orders, batch.text_ids, None, batch.media.tokens)
+            _trace(batch, None)
             return self._finished(self.litelvlm_whole(kwargs), batch)
         if any(isinstance(order.pruner, Profile) for order in orders):
             return self._profile(batch)
         embeddings: list[Tensor] = []
         for part in batch.parts(self._at_once):
             selections = self.litelvlm_select(part)
-            trace_selections(part.orders, part.text_ids, selections, part.media.tokens)
+            _trace(part, selections)
             embeddings += self._finished(self.litelvlm_tokens(selections), part, selections)
         return embeddings
 
@@ -230,6 +230,12 @@ class PrunedModel(ABC):
                 for image, selection in zip(group.images, selections, strict=True):
                     chosen[image].append(selection)
         return [_joined(chosen[image]) for image in range(len(batch.orders))]
+
+
+def _trace(batch: Batch, selections: Sequence[Selection] | None) -> None:
+    """Once, of all the ranks that select the same."""
+    if get_tensor_model_parallel_rank() == 0:
+        trace_selections(batch.orders, batch.text_ids, selections, batch.media.tokens)
 
 
 def _joined(pictures: Sequence[Selection]) -> Selection:

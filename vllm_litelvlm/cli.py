@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_litelvlm import __version__
+from vllm_litelvlm.convert import command as conversion
 from vllm_litelvlm.demo.training import command as training
 from vllm_litelvlm.errors import LiteLVLMError
 from vllm_litelvlm.evaluation.analysis import command as analysis
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 analysis.run(chosen)
             case "train":
                 training.run(chosen)
+            case "convert":
+                conversion.run(chosen)
             case "families":
                 _families()
             case _:
@@ -86,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     analysis.add_arguments(analyze)
     train = commands.add_parser("train", help=training.HELP, description=training.HELP)
     training.add_arguments(train)
+    convert = commands.add_parser("convert", help=conversion.HELP, description=conversion.HELP)
+    conversion.add_arguments(convert)
     return parser
 
 

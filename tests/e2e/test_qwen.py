@@ -116,7 +116,9 @@ def test_engine_is_as_sure_of_every_token_as_transformers_given_the_same_rows(
 
 
 @on_v1_alone
-@pytest.mark.parametrize("kind", THIN)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * ("moe" in kind)) for kind in THIN]
+)
 def test_neighbours_that_share_the_code_are_as_sure(
     kind: Kind,
     runner: Runner,

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
-from prometheus_client import REGISTRY, Counter, Metric
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Metric
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -27,6 +27,7 @@ from vllm_litelvlm.vision.slots import SlotCache
 
 _DIRECTORY = "LITELVLM_METRICS_DIR"
 _BOUNDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_MASK_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0)
 _BOUNDS_AND_REST = (*_BOUNDS, float("inf"))
 
 GUIDANCE_SECONDS = "litelvlm_guidance_seconds"
@@ -66,6 +67,29 @@ def count_pixels(queries: int, hits: int) -> None:
     asked, there = _pixel_counters()
     asked.inc(queries)
     there.inc(hits)
+
+
+@cache
+def _mask_metrics() -> tuple[Counter, Histogram, Gauge, Gauge]:
+    return (
+        Counter("litelvlm_mask_expressions", "Expressions that were answered with masks."),
+        Histogram(
+            "litelvlm_mask_seconds",
+            "Seconds from SAM's prompts of one picture to its masks.",
+            buckets=_MASK_BOUNDS,
+        ),
+        Gauge("litelvlm_sam_cache_queries", "Pictures whose features SAM was to have."),
+        Gauge("litelvlm_sam_cache_hits", "Those whose features were still there."),
+    )
+
+
+def count_masks(expressions: int, seconds: float, queries: int, hits: int) -> None:
+    """Count the masks of a picture; ``queries`` and ``hits`` of SAM's features so far."""
+    answered, took, asked, there = _mask_metrics()
+    answered.inc(expressions)
+    took.observe(seconds)
+    asked.set(queries)
+    there.set(hits)
 
 
 def count_images(method: str, images: int, tokens_in: int, tokens_kept: int) -> None:

@@ -13,6 +13,7 @@ _QWEN35 = "vllm_litelvlm.plugin.models.qwen3_5"
 #: Architecture in a checkpoint's config.json to the class that serves it.
 MODELS = {
     "LlavaForConditionalGeneration": "vllm_litelvlm.plugin.models.llava:LiteLVLMLlava",
+    "LlavaSegForConditionalGeneration": "vllm_litelvlm.plugin.models.llava_seg:LiteLVLMLlavaSeg",
     "LlavaNextForConditionalGeneration": (
         "vllm_litelvlm.plugin.models.llava_next:LiteLVLMLlavaNext"
     ),

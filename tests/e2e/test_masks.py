@@ -1,0 +1,313 @@
+"""``POST /v1/masks``: beside transformers, alone and together, and what it refuses."""
+
+import asyncio
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from tests.e2e.client import data_url
+from tests.e2e.masks_reference import MasksReference
+from tests.e2e.runners import V1, Runner, on_v1_alone
+from tests.e2e.test_examples import run
+from vllm_litelvlm.demo.grounding import build_grounding
+from vllm_litelvlm.demo.server import serve
+from vllm_litelvlm.grounding.conversation import conversations, rounds
+
+TWO = ["the red cup", "a spoon on the table"]
+EIGHT = [*TWO, "the saucer", "coffee", "wood", "a shadow", "the handle", "something bright"]
+ARGUMENTS = (
+    "--served-model-name=model",
+    "--dtype=float32",
+    "--enforce-eager",
+    "--max-model-len=2048",
+    "--max-num-seqs=8",
+    "--max-num-batched-tokens=150",
+)
+
+
+@dataclass(frozen=True)
+class MasksServer:
+    url: str
+    llava: Path
+    clip: Path
+    reference: MasksReference
+
+    def post(self, body: Any, path: str = "/v1/masks") -> httpx.Response:
+        return httpx.post(f"{self.url}{path}", json=body, timeout=300)
+
+    def masks(self, body: Any) -> dict[str, Any]:
+        answer = self.post(body)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+
+@pytest.fixture(scope="module")
+def server(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MasksServer]:
+    folder = tmp_path_factory.mktemp("masks")
+    checkpoint = build_grounding(folder / "model")
+    with serve(
+        checkpoint.llava,
+        clip_model=checkpoint.clip,
+        options={"positions": "original"},
+        arguments=ARGUMENTS,
+        environment=runner.environment,
+        log=folder / "server.log",
+    ) as running:
+        yield MasksServer(
+            running.url,
+            checkpoint.llava,
+            checkpoint.clip,
+            MasksReference(checkpoint.llava, checkpoint.clip),
+        )
+
+
+@pytest.fixture(scope="module")
+def pictures(photographs: Sequence[Image.Image]) -> list[Image.Image]:
+    """Landscape and portrait."""
+    return [photographs[1], photographs[3].resize((200, 320))]
+
+
+def decoded(one: dict[str, Any]) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = coco_mask.decode(one["segmentation"]).astype(bool)
+    return found
+
+
+CASES: list[tuple[int, list[str], Literal["rounds", "separate"], dict[str, Any]]] = [
+    (0, TWO, "rounds", {"budget": 64}),
+    (1, EIGHT, "rounds", {"budget": 64, "positions": "compact"}),
+    (0, TWO, "separate", {"budget": 64, "positions": "compact"}),
+    (1, TWO, "rounds", {"budget": 576}),
+    (0, EIGHT, "separate", {"budget": 40}),
+]
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_masks_and_their_prompts_are_those_of_transformers(
+    server: MasksServer, runner: Runner, pictures: Sequence[Image.Image], case: int
+) -> None:
+    number, expressions, conversation, options = CASES[case]
+    if runner is not V1 and len(expressions) > 2:
+        pytest.skip("Triton's interpreter is slow")
+    picture, reference = pictures[number], server.reference
+    link, field = data_url(picture), {"litelvlm": options}
+    body = {
+        "image": link,
+        "expressions": expressions,
+        "conversation": conversation,
+        "mm_processor_kwargs": field,
+    }
+    answer = server.masks(body)
+    assert [one["expression"] for one in answer["data"]] == expressions
+    vectors = []
+    for together in conversations(expressions, conversation):
+        kept = list(range(576))
+        if options["budget"] < 576:
+            kept = reference.choose(picture, together, options["budget"]).kept
+        original = options.get("positions", "original") == "original"
+        of_transformers = reference.vectors(
+            picture, rounds({"type": "image"}, together), kept, original
+        )
+        part = {"type": "image_url", "image_url": {"url": link}}
+        pooled = server.post(
+            {
+                "messages": rounds(part, together),
+                "task": "token_classify",
+                "add_generation_prompt": False,
+                "mm_processor_kwargs": {"litelvlm": {"texts": together, **options}},
+            },
+            "/pooling",
+        ).json()
+        ours = torch.tensor(pooled["data"][0]["data"])[: len(together)]
+        torch.testing.assert_close(ours, of_transformers, atol=1e-4, rtol=0)
+        vectors += of_transformers.unbind()
+    different = set()
+    for one, vector in zip(answer["data"], vectors, strict=True):
+        logits = reference.logits(picture, vector)
+        mask = decoded(one)
+        assert mask.shape == (picture.height, picture.width)
+        unlike = mask != (logits > 0)
+        assert np.abs(logits[unlike]).max(initial=0) < 1e-3
+        assert unlike.mean() < 1e-4
+        assert one["area"] == mask.sum()
+        assert 0 < mask.mean() < 1
+        different.add(mask.tobytes())
+    assert len(different) == len(expressions)
+
+
+@on_v1_alone
+def test_shuffled_concurrent_requests_are_each_answered_as_alone(
+    server: MasksServer, pictures: Sequence[Image.Image]
+) -> None:
+    bodies = [
+        {
+            "image": data_url(picture),
+            "expressions": expressions,
+            "conversation": conversation,
+            "mm_processor_kwargs": {"litelvlm": {"budget": budget}},
+        }
+        for picture in pictures
+        for expressions in (TWO, EIGHT[2:5], EIGHT[5:6])
+        for budget in (64, 150)
+        for conversation in ("rounds", "separate")
+    ]
+    alone = [server.masks(body) for body in bodies]
+    order = [number % len(bodies) for number in range(48)]
+    random.Random(3).shuffle(order)
+
+    async def ask() -> list[httpx.Response]:
+        async with httpx.AsyncClient(timeout=600) as client:
+            sent = [client.post(f"{server.url}/v1/masks", json=bodies[one]) for one in order]
+            return list(await asyncio.gather(*sent))
+
+    for number, answer in zip(order, asyncio.run(ask()), strict=True):
+        assert answer.status_code == 200
+        found = answer.json()
+        assert found["usage"]["prompt_tokens"] == alone[number]["usage"]["prompt_tokens"]
+        for one, same in zip(found["data"], alone[number]["data"], strict=True):
+            assert (decoded(one) != decoded(same)).mean() < 1e-4
+
+
+@on_v1_alone
+def test_frames_and_formats(server: MasksServer, pictures: Sequence[Image.Image]) -> None:
+    links = [data_url(picture) for picture in pictures]
+    body = {
+        "images": links,
+        "expressions": TWO,
+        "mm_processor_kwargs": {"litelvlm": {"budget": 30}},
+    }
+    masks = server.masks(body)["data"]
+    assert [(one["frame"], one["index"]) for one in masks] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for one in masks:
+        picture = pictures[one["frame"]]
+        assert one["segmentation"]["size"] == [picture.height, picture.width]
+    polygons = server.masks({**body, "format": "polygon"})["data"]
+    pngs = server.masks({**body, "format": "png"})["data"]
+    for rle, polygon, png in zip(masks, polygons, pngs, strict=True):
+        assert rle["bbox"] == polygon["bbox"] == png["bbox"]
+        assert isinstance(png["segmentation"], str)
+        assert isinstance(polygon["segmentation"], list)
+    metrics = httpx.get(f"{server.url}/metrics", timeout=30).text
+    assert "litelvlm_mask_expressions_total" in metrics
+    assert "litelvlm_sam_cache_hits" in metrics
+
+
+IMAGE = data_url(Image.new("RGB", (40, 30), "red"))
+GOOD: dict[str, Any] = {"image": IMAGE, "expressions": ["a cup"]}
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"expressions": []}, "at least 1 item"),
+    ({"expressions": ["cup"] * 65}, "at most 64"),
+    ({"expressions": ["cup"] * 10_000}, "at most 64"),
+    ({"expressions": [""]}, "at least 1 character"),
+    ({"expressions": ["  \n "]}, "at least 1 character"),
+    ({"expressions": ["x" * 1001]}, "at most 1000 characters"),
+    ({"expressions": "a cup"}, "valid list"),
+    ({"expressions": [3]}, "valid string"),
+    ({"expressions": None}, "valid list"),
+    ({"image": None}, "give either 'image'"),
+    ({"image": ""}, "at least 1 character"),
+    ({"image": 7}, "valid string"),
+    ({"images": [IMAGE]}, "give either 'image'"),
+    ({"image": None, "images": []}, "at least 1 item"),
+    ({"image": None, "images": [IMAGE] * 65}, "at most 64"),
+    ({"image": None, "images": [IMAGE, "data:image/png;base64,AAAA"]}, "Failed to load image"),
+    ({"image": "data:image/png;base64,AAAA"}, "Failed to load image"),
+    ({"image": "data:image/png;base64,***"}, ""),
+    ({"image": "data:text/plain;base64,AAAA"}, ""),
+    ({"image": "http://127.0.0.1:9/cup.png"}, "cannot be fetched"),
+    ({"image": "http://nowhere.invalid/cup.png"}, "cannot be fetched"),
+    ({"image": "ftp://nowhere.invalid/cup.png"}, ""),
+    ({"image": "file:///etc/hostname"}, ""),
+    ({"format": "jpeg"}, "'rle', 'png' or 'polygon'"),
+    ({"conversation": "alone"}, "'rounds' or 'separate'"),
+    ({"expression": "a cup"}, "Extra inputs"),
+    ({"mm_processor_kwargs": {"litelvlm": {"budget": 0}}}, "'budget' is 0; allowed"),
+    ({"mm_processor_kwargs": {"litelvlm": {"method": "none"}}}, "none"),
+    ({"mm_processor_kwargs": {"litelvlm": 3}}, "litelvlm"),
+    ({"mm_processor_kwargs": {"budget": 3}}, "litelvlm"),
+    ({"litelvlm": {"budget": 3}}, "Extra inputs"),
+    ({"expressions": ["a cup " * 160] * 64}, ""),
+]
+
+
+@on_v1_alone
+@pytest.mark.parametrize("number", range(len(BAD)))
+def test_what_cannot_be_is_refused_and_the_server_serves_on(
+    server: MasksServer, number: int
+) -> None:
+    changed, told = BAD[number]
+    answer = server.post({**GOOD, **changed})
+    assert answer.status_code == 400, answer.text[:500]
+    assert told in answer.json()["error"]["message"]
+    assert len(server.masks(GOOD)["data"]) == 1
+
+
+@on_v1_alone
+def test_unknown_model_is_not_found(server: MasksServer) -> None:
+    answer = server.post({**GOOD, "model": "other"})
+    assert answer.status_code == 404
+    assert "`other` does not exist" in answer.json()["error"]["message"]
+
+
+@on_v1_alone
+def test_example_draws_masks(
+    server: MasksServer, pictures: Sequence[Image.Image], tmp_path: Path
+) -> None:
+    pictures[0].save(tmp_path / "cup.png")
+    drawn = tmp_path / "masks.png"
+    arguments = ["--budget", "64", "--output", str(drawn), "--url", server.url]
+    printed = run("masks.py", str(tmp_path / "cup.png"), *TWO, *arguments)
+    assert all(f"{expression}: " in printed for expression in TWO)
+    with Image.open(drawn) as image:
+        assert image.size == pictures[0].size
+        assert np.asarray(image).tobytes() != np.asarray(pictures[0]).tobytes()
+    assert "Failed to load" not in printed
+
+
+@on_v1_alone
+def test_offline_masks_are_the_servers(
+    server: MasksServer, runner: Runner, pictures: Sequence[Image.Image], tmp_path: Path
+) -> None:
+    files = []
+    for number, picture in enumerate(pictures):
+        files.append(str(tmp_path / f"{number}.png"))
+        picture.save(files[-1])
+    job = {
+        "model": str(server.llava),
+        "clip": str(server.clip),
+        "images": files,
+        "texts": TWO,
+        "answers": str(tmp_path / "answers.json"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.e2e.offline_masks", json.dumps(job)],
+        env={**os.environ, **runner.environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "answers.json").read_text())
+    links = [data_url(picture) for picture in pictures]
+    kwargs = {"litelvlm": {"budget": 50}}
+    for way in ("rounds", "separate"):
+        body = {"images": links, "expressions": TWO, "conversation": way}
+        served = server.masks({**body, "mm_processor_kwargs": kwargs})["data"]
+        masks = [one for of_picture in found[way] for one in of_picture]
+        for one, other in zip(masks, served, strict=True):
+            unlike = decoded({"segmentation": one}) != decoded(other)
+            assert unlike.mean() < 1e-4

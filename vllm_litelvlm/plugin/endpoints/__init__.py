@@ -1,0 +1,1 @@
+"""HTTP endpoints beside vLLM's own."""

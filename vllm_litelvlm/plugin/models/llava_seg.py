@@ -1,0 +1,61 @@
+"""LLaVA that points: its token [SEG] stands for a mask, as in GLaMM (arXiv 2311.03356).
+
+A pooling engine gives the prompts of SAM; a generating one answers in words.
+"""
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from vllm.config import ModelConfig, VllmConfig
+from vllm.model_executor.layers.pooler.special import DispatchPooler
+from vllm.model_executor.models.interfaces_base import VllmModelForPooling
+from vllm.model_executor.models.llava import LlavaDummyInputsBuilder, LlavaProcessingInfo
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from vllm_litelvlm.grounding.head import TextProjection
+from vllm_litelvlm.grounding.layout import read_sam_config, seg_token_index
+from vllm_litelvlm.options import ServerOptions
+from vllm_litelvlm.plugin.models.llava import LiteLVLMLlava, LlavaFamily, build_processor
+from vllm_litelvlm.plugin.models.seg_pooler import TASK, SegPooler
+from vllm_litelvlm.pruning.traits import Traits
+
+_PROMPT_WIDTH = "prompt_width"
+
+
+class LlavaSegFamily(LlavaFamily):
+    """As LLaVA, with a token that stands for masks."""
+
+    name: ClassVar[str] = "LLaVA with [SEG]"
+
+    def kinds(self) -> list[Traits]:
+        """As the published ones are, with a CLIP's tower."""
+        return [replace(super().kinds()[0], family=self.name)]
+
+    def check(self, vllm_config: VllmConfig) -> None:
+        """Its configuration has to name the token."""
+        super().check(vllm_config)
+        seg_token_index(vllm_config.model_config.hf_config)
+
+    def prepare(self, server: ServerOptions, model_config: ModelConfig) -> dict[str, Any]:
+        """As LLaVA's, and how wide the prompts are that its SAM takes."""
+        sam = read_sam_config(model_config.model, model_config.revision)
+        width = sam.prompt_encoder_config.hidden_size
+        return {**super().prepare(server, model_config), _PROMPT_WIDTH: width}
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    build_processor, info=LlavaProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
+)
+class LiteLVLMLlavaSeg(LiteLVLMLlava, VllmModelForPooling):
+    """vLLM's LLaVA with pruning, and with the projection from [SEG] to prompts of SAM."""
+
+    is_pooling_model: ClassVar = True
+    litelvlm_family = LlavaSegFamily()
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        prompt_width = self._settings.own[_PROMPT_WIDTH]
+        self.text_hidden_fcs = TextProjection(self.config.text_config.hidden_size, prompt_width)
+        if vllm_config.model_config.runner_type == "pooling":
+            pooler = SegPooler(self.text_hidden_fcs, seg_token_index(self.config))
+            self.pooler = DispatchPooler({TASK: pooler})

@@ -241,6 +241,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"mm_processor_kwargs": {"budget": 3}}, "litelvlm"),
     ({"litelvlm": {"budget": 3}}, "Extra inputs"),
     ({"expressions": ["a cup " * 160] * 64}, ""),
+    ({"expressions": ["a cup [SEG]"]}, "are special tokens of the model, such as [SEG]"),
+    ({"expressions": ["a cup", "the <image> of it"]}, "are special tokens of the model"),
 ]
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vllm_litelvlm.errors import CompatibilityError, OptionsError
 from vllm_litelvlm.grounding.conversation import before_last, conversations, rounds
-from vllm_litelvlm.grounding.layout import seg_token_index
+from vllm_litelvlm.grounding.layout import SEG_TOKEN, seg_token_index
 from vllm_litelvlm.grounding.masks import Mask
 from vllm_litelvlm.grounding.sam import Sam
 from vllm_litelvlm.grounding.segmenter import Segmenter
@@ -65,6 +65,11 @@ def segment_frames(
         for together in asked:
             messages = rounds({"type": "image"}, together)
             ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+            if ids.count(seg_token) != len(together):
+                raise OptionsError(
+                    f"Among the expressions {list(together)!r:.300} is the token {SEG_TOKEN}, "
+                    "which answers; leave it out."
+                )
             given = {"texts": list(together), **(options or {})}
             prompts.append(
                 {

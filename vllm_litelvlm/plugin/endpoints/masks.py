@@ -6,7 +6,7 @@ SAM makes masks of them here, in threads.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,8 +25,8 @@ from vllm.renderers import ChatParams
 from vllm.utils import random_uuid
 
 from vllm_litelvlm.grounding.conversation import before_last, conversations, rounds
-from vllm_litelvlm.grounding.layout import seg_token_index
-from vllm_litelvlm.grounding.masks import Mask, RunLengths
+from vllm_litelvlm.grounding.layout import SEG_TOKEN, seg_token_index
+from vllm_litelvlm.grounding.masks import RunLengths
 from vllm_litelvlm.grounding.segmenter import Segmenter
 from vllm_litelvlm.options import OPTIONS_KEY
 from vllm_litelvlm.plugin.endpoints.protocol import (
@@ -63,7 +63,8 @@ class ServingMasks(BaseServing):
         super().__init__(models, engine.model_config)
         self._engine, self._renderer = engine, engine.renderer
         self._chat_params, self._segmenter = chat_params, segmenter
-        self._seg_token = seg_token_index(engine.model_config.hf_config)
+        config = engine.model_config.hf_config
+        self._seg_token, self._image_token = seg_token_index(config), config.image_token_index
         self._threads = ThreadPoolExecutor(_THREADS, "litelvlm-sam")
 
     async def __call__(self, request: MasksRequest) -> MasksResponse | ErrorResponse:
@@ -71,9 +72,42 @@ class ServingMasks(BaseServing):
         wrong = await self._check_model(request)
         if wrong is not None:
             return wrong
-        frames = [self._frame(request, link) for link in request.frames]
+        adapter = self.models.lora_requests.get(request.model or "")
+        frames = [
+            self._frame(request, adapter, frame, link) for frame, link in enumerate(request.frames)
+        ]
         answered = await asyncio.gather(*frames)
-        data = [
+        return MasksResponse(
+            model=self.models.model_name(adapter),
+            data=[one for data, _ in answered for one in data],
+            usage=_sum(used for _, used in answered),
+        )
+
+    async def _frame(
+        self, request: MasksRequest, adapter: Any, frame: int, link: str
+    ) -> tuple[list[MaskData], MasksUsage]:
+        """All masks of a picture."""
+        asked = [
+            self._prompts(request, adapter, link, together)
+            for together in conversations(request.expressions, request.conversation)
+        ]
+        answered = await asyncio.gather(*asked)
+        picture = answered[0][0]
+        prompts = torch.cat([rows for _, rows, _ in answered])
+        started = time.perf_counter()
+        data = await asyncio.get_running_loop().run_in_executor(
+            self._threads, self._masks, request, frame, picture, prompts
+        )
+        features = self._segmenter.features
+        count_masks(len(data), time.perf_counter() - started, features.queries, features.hits)
+        return data, _sum(used for _, _, used in answered)
+
+    def _masks(
+        self, request: MasksRequest, frame: int, picture: Image.Image, prompts: Tensor
+    ) -> list[MaskData]:
+        """In a thread: masks, and the form that is asked for."""
+        masks = self._segmenter.masks(picture, prompts)
+        return [
             MaskData(
                 index=index,
                 frame=frame,
@@ -83,38 +117,11 @@ class ServingMasks(BaseServing):
                 area=mask.area,
                 score=mask.score,
             )
-            for frame, (masks, _) in enumerate(answered)
             for index, (expression, mask) in enumerate(zip(request.expressions, masks, strict=True))
         ]
-        usage = MasksUsage(
-            prompt_tokens=sum(used.prompt_tokens for _, used in answered),
-            cached_tokens=sum(used.cached_tokens for _, used in answered),
-        )
-        return MasksResponse(model=self.models.model_name(), data=data, usage=usage)
-
-    async def _frame(self, request: MasksRequest, link: str) -> tuple[list[Mask], MasksUsage]:
-        """All masks of a picture."""
-        asked = [
-            self._prompts(request, link, together)
-            for together in conversations(request.expressions, request.conversation)
-        ]
-        answered = await asyncio.gather(*asked)
-        picture = answered[0][0]
-        prompts = torch.cat([rows for _, rows, _ in answered])
-        started = time.perf_counter()
-        masks = await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._segmenter.masks, picture, prompts
-        )
-        features = self._segmenter.features
-        count_masks(len(masks), time.perf_counter() - started, features.queries, features.hits)
-        usage = MasksUsage(
-            prompt_tokens=sum(used.prompt_tokens for _, _, used in answered),
-            cached_tokens=sum(used.cached_tokens for _, _, used in answered),
-        )
-        return masks, usage
 
     async def _prompts(
-        self, request: MasksRequest, link: str, expressions: Sequence[str]
+        self, request: MasksRequest, adapter: Any, link: str, expressions: Sequence[str]
     ) -> tuple[Image.Image, Tensor, MasksUsage]:
         """The picture, and SAM's prompts of one conversation, float32 [expressions, width]."""
         part = {"type": "image_url", "image_url": {"url": link}}
@@ -129,7 +136,14 @@ class ServingMasks(BaseServing):
             ) from error
         tokens = self._renderer.default_chat_tok_params.with_kwargs(add_special_tokens=False)
         [prompt] = await self._renderer.tokenize_prompts_async([rendered], tokens)
-        prompt["prompt_token_ids"] = before_last(self._seg_token, prompt["prompt_token_ids"])
+        ids = prompt["prompt_token_ids"]
+        if ids.count(self._seg_token) != len(expressions) or ids.count(self._image_token) != 1:
+            raise VLLMValidationError(
+                f"Among the expressions {list(expressions)!r:.300} are special tokens of the "
+                f"model, such as {SEG_TOKEN}; leave those out.",
+                parameter="expressions",
+            )
+        prompt["prompt_token_ids"] = before_last(self._seg_token, ids)
         prompt.pop("prompt", None)
         picture = _picture(prompt["multi_modal_data"]["image"])
         field = request.mm_processor_kwargs or {}
@@ -144,7 +158,9 @@ class ServingMasks(BaseServing):
         parameters = PoolingParams(task=TASK, skip_reading_prefix_cache=len(expressions) > 1)
         parameters.verify(self.model_config)
         output = await _last(
-            self._engine.encode(engine_input, parameters, f"masks-{random_uuid()}")
+            self._engine.encode(
+                engine_input, parameters, f"masks-{random_uuid()}", lora_request=adapter
+            )
         )
         rows = output.outputs.data
         assert len(rows) == len(expressions)
@@ -153,6 +169,14 @@ class ServingMasks(BaseServing):
             cached_tokens=output.num_cached_tokens or 0,
         )
         return picture, rows.float(), used
+
+
+def _sum(parts: Iterable[MasksUsage]) -> MasksUsage:
+    used = list(parts)
+    return MasksUsage(
+        prompt_tokens=sum(one.prompt_tokens for one in used),
+        cached_tokens=sum(one.cached_tokens for one in used),
+    )
 
 
 def _plain(segmentation: RunLengths | str | list[list[int]]) -> dict[str, Any] | str | list[Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
 COLOURS = [(226, 34, 34), (22, 160, 60), (44, 110, 230), (230, 150, 20), (150, 60, 200)]
@@ -42,7 +42,9 @@ def main() -> None:
         raise SystemExit(answer.json()["error"]["message"])
     found = answer.json()
 
-    picture = np.asarray(Image.open(chosen.image).convert("RGB"), dtype=np.float32).copy()
+    # The server turns a picture as its EXIF says.
+    seen = ImageOps.exif_transpose(Image.open(chosen.image)).convert("RGB")
+    picture = np.asarray(seen, dtype=np.float32).copy()
     for one in found["data"]:
         colour = np.float32(COLOURS[one["index"] % len(COLOURS)])
         inside = coco_mask.decode(one["segmentation"]).astype(bool)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -239,6 +240,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"mm_processor_kwargs": {"litelvlm": {"method": "none"}}}, "none"),
     ({"mm_processor_kwargs": {"litelvlm": 3}}, "litelvlm"),
     ({"mm_processor_kwargs": {"budget": 3}}, "litelvlm"),
+    ({"mm_processor_kwargs": {"do_resize": False}}, "--trust-request-mm-kwargs"),
+    ({"image": None, "images": [IMAGE] * 9 + ["data:image/png;base64,AAAA"]}, "Failed to load"),
     ({"litelvlm": {"budget": 3}}, "Extra inputs"),
     ({"expressions": ["a cup " * 160] * 64}, ""),
     ({"expressions": ["a cup [SEG]"]}, "are special tokens of the model, such as [SEG]"),
@@ -256,6 +259,78 @@ def test_what_cannot_be_is_refused_and_the_server_serves_on(
     assert answer.status_code == 400, answer.text[:500]
     assert told in answer.json()["error"]["message"]
     assert len(server.masks(GOOD)["data"]) == 1
+
+
+@on_v1_alone
+def test_texts_are_the_expressions_unless_they_are_named(
+    server: MasksServer, pictures: Sequence[Image.Image]
+) -> None:
+    body = {"image": data_url(pictures[0]), "expressions": TWO}
+
+    def masks(**options: Any) -> list[Any]:
+        field = {"litelvlm": {"budget": 40, **options}}
+        return [
+            one["segmentation"]
+            for one in server.masks({**body, "mm_processor_kwargs": field})["data"]
+        ]
+
+    assert masks() == masks(texts=None) == masks(texts=TWO)
+    assert masks() != masks(texts=["something else"])
+
+
+@on_v1_alone
+def test_wrong_content_type_is_told(server: MasksServer) -> None:
+    answer = httpx.post(
+        f"{server.url}/v1/masks", content="{}", headers={"content-type": "text/plain"}
+    )
+    assert answer.status_code == 400
+    assert "application/json" in answer.text
+
+
+@on_v1_alone
+def test_requests_that_are_preempted_are_answered_as_alone(
+    runner: Runner, photographs: Sequence[Image.Image], tmp_path: Path
+) -> None:
+    checkpoint = build_grounding(tmp_path / "model")
+    arguments = (
+        *(
+            "--served-model-name=model",
+            "--dtype=float32",
+            "--enforce-eager",
+            "--max-model-len=2048",
+        ),
+        *("--max-num-seqs=12", "--max-num-batched-tokens=1024", "--num-gpu-blocks-override=40"),
+        "--long-prefill-token-threshold=128",
+    )
+    texts = [f"thing number {number} of these" for number in range(34)]
+    with serve(
+        checkpoint.llava,
+        clip_model=checkpoint.clip,
+        options={"budget": 64},
+        arguments=arguments,
+        environment=runner.environment,
+        log=tmp_path / "server.log",
+    ) as running:
+        bodies = [
+            {"image": data_url(photographs[0].rotate(7 * turn)), "expressions": texts}
+            for turn in range(12)
+        ]
+
+        async def ask() -> list[httpx.Response]:
+            async with httpx.AsyncClient(timeout=600) as client:
+                sent = [client.post(f"{running.url}/v1/masks", json=body) for body in bodies]
+                return list(await asyncio.gather(*sent))
+
+        together = asyncio.run(ask())
+        metrics = httpx.get(f"{running.url}/metrics", timeout=30).text
+        preempted = re.search(r"(?m)^vllm:num_preemptions_total\{[^}]*\} (\S+)", metrics)
+        assert preempted is not None
+        assert float(preempted[1]) > 0
+        assert {answer.status_code for answer in together} == {200}
+        for number in (0, 11):
+            alone = httpx.post(f"{running.url}/v1/masks", json=bodies[number], timeout=600).json()
+            for one, other in zip(together[number].json()["data"], alone["data"], strict=True):
+                assert (decoded(one) != decoded(other)).mean() < 1e-4
 
 
 @on_v1_alone
@@ -278,6 +353,26 @@ def test_example_draws_masks(
         assert image.size == pictures[0].size
         assert np.asarray(image).tobytes() != np.asarray(pictures[0]).tobytes()
     assert "Failed to load" not in printed
+
+
+@on_v1_alone
+def test_batch_example_answers_line_by_line(
+    server: MasksServer, pictures: Sequence[Image.Image], tmp_path: Path
+) -> None:
+    pictures[0].save(tmp_path / "cup.png")
+    asked = [
+        {"image": str(tmp_path / "cup.png"), "expressions": TWO},
+        {"image": str(tmp_path / "none.png"), "expressions": TWO},
+        {"image": str(tmp_path / "cup.png"), "expressions": [" "]},
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    files = [str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl")]
+    run("masks_batch.py", str(server.llava), *files, "--clip-model", str(server.clip))
+    good, missing, empty = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    sizes = {tuple(mask["size"]) for mask in good["masks"]}
+    assert sizes == {(pictures[0].height, pictures[0].width)}
+    assert "none.png" in missing["error"]
+    assert "none of them empty" in empty["error"]
 
 
 @on_v1_alone

@@ -133,7 +133,7 @@ def test_neighbours_that_share_the_code_are_as_sure(
 @pytest.mark.slow
 @on_v1_alone
 @pytest.mark.parametrize("kind", THIN)
-def test_neighbours_keep_what_a_script_keeps_and_all_as_stock(
+def test_neighbours_are_as_sure_of_all_and_keep_what_a_script_keeps(
     kind: Kind,
     runner: Runner,
     pictures: dict[str, Image.Image],
@@ -141,6 +141,7 @@ def test_neighbours_keep_what_a_script_keeps_and_all_as_stock(
     tmp_path: Path,
 ) -> None:
     with qwen_server(kind, runner, tmp_path) as running:
+        assert_parity(running, cases(pictures, video))
         assert_keeps(running, pictures)
         assert_whole_is_stock(running, pictures, video, tmp_path / "stock")
 

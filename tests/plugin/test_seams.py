@@ -184,6 +184,7 @@ print(
     hasattr(vllm.renderers.base.BaseRenderer.warmup, "_litelvlm"),
     hasattr(vllm.renderers.hf.HfRenderer.render_messages, "_litelvlm"),
     hasattr(vllm.renderers.hf.HfRenderer.render_messages_async, "_litelvlm"),
+    hasattr(vllm.plugins.load_endpoint_plugins, "_litelvlm"),
     "litelvlm_guidance_seconds" in str(list(REGISTRY._collector_to_names)) or
     any("vllm_litelvlm" in type(one).__module__ for one in REGISTRY._collector_to_names),
 )
@@ -198,4 +199,4 @@ print(
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-8:] == [str(is_ours)] * 8
+    assert done.stdout.split()[-9:] == [str(is_ours)] * 9

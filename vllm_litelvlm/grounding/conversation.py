@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from vllm_litelvlm.errors import OptionsError
 from vllm_litelvlm.grounding.layout import SEG_TOKEN
 
 #: The first of GLaMM's question templates, and of its answers (arXiv 2311.03356, released code).
@@ -29,7 +30,11 @@ def rounds(image: dict[str, Any], expressions: Sequence[str]) -> list[dict[str, 
 def conversations(
     expressions: Sequence[str], conversation: Literal["rounds", "separate"]
 ) -> list[Sequence[str]]:
-    """The expressions of each conversation."""
+    """The expressions of each conversation. Raises OptionsError for another way."""
+    if conversation not in ("rounds", "separate"):
+        raise OptionsError(
+            f"conversation is {conversation!r}; allowed: 'rounds' (one conversation) or 'separate'."
+        )
     return [expressions] if conversation == "rounds" else [[one] for one in expressions]
 
 

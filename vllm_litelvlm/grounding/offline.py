@@ -11,6 +11,7 @@ from vllm_litelvlm.errors import CompatibilityError, OptionsError
 from vllm_litelvlm.grounding.conversation import before_last, conversations, rounds
 from vllm_litelvlm.grounding.layout import SEG_TOKEN, seg_token_index
 from vllm_litelvlm.grounding.masks import Mask
+from vllm_litelvlm.grounding.picture import upright
 from vllm_litelvlm.grounding.sam import Sam
 from vllm_litelvlm.grounding.segmenter import Segmenter
 
@@ -58,19 +59,22 @@ def segment_frames(
             f"The engine's runner is {config.runner_type!r}; masks need one that was made with "
             'LLM(..., runner="pooling").'
         )
-    tokenizer = llm.get_tokenizer()
+    tokenizer, image_token = llm.get_tokenizer(), config.hf_config.image_token_index
+    # The language model and SAM see the same.
+    pictures = [upright(image) for image in images]
     asked = conversations(texts, conversation)
     prompts = []
-    for picture in images:
+    for picture in pictures:
         for together in asked:
             messages = rounds({"type": "image"}, together)
             ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
-            if ids.count(seg_token) != len(together):
+            if ids.count(seg_token) != len(together) or ids.count(image_token) != 1:
                 raise OptionsError(
-                    f"Among the expressions {list(together)!r:.300} is the token {SEG_TOKEN}, "
-                    "which answers; leave it out."
+                    f"Among the expressions {list(together)!r:.300} are special tokens of the "
+                    f"model, such as {SEG_TOKEN}; leave those out."
                 )
-            given = {"texts": list(together), **(options or {})}
+            asked_for = {name: it for name, it in (options or {}).items() if it is not None}
+            given = {"texts": list(together), **asked_for}
             prompts.append(
                 {
                     "prompt_token_ids": before_last(seg_token, ids),
@@ -81,7 +85,7 @@ def segment_frames(
     outputs = llm.encode(prompts, pooling_task="token_classify", use_tqdm=len(prompts) > 1)
     segmenter = segmenter or _segmenter(config.model, config.revision)
     found = []
-    for number, picture in enumerate(images):
+    for number, picture in enumerate(pictures):
         of_picture = outputs[number * len(asked) : (number + 1) * len(asked)]
         rows = torch.cat([output.outputs.data.float() for output in of_picture])
         found.append(segmenter.masks(picture, rows))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,6 +13,16 @@ from torch.nn import functional as F
 def as_rgb(picture: Image.Image) -> Image.Image:
     """The picture in the colours that SAM sees; it is the same object where it is RGB."""
     return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """An RGB picture as vLLM shows it: turned as its EXIF says, transparent parts on white."""
+    turned = ImageOps.exif_transpose(picture)
+    if turned.has_transparency_data:
+        seen = turned.convert("RGBA")
+        white = Image.new("RGBA", seen.size, "white")
+        return Image.alpha_composite(white, seen).convert("RGB")
+    return as_rgb(turned)
 
 
 def picture_key(picture: Image.Image) -> bytes:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
+from vllm_litelvlm.plugin.layers import Guide, guiding_texts
 from vllm_litelvlm.plugin.turns import Characters, Turn, without_space, without_special_tokens
 
 #: Under it a prompt carries its conversation, and then the arguments of its multimodal processor.
@@ -42,6 +43,14 @@ class Conversation:
     def texts(self) -> list[str]:
         """What the user said, message by message, but for those without words."""
         return list(filter(None, map(self._text, self._messages)))
+
+    def guiding(self, guide: Guide, most: int) -> tuple[str, ...]:
+        """The texts that guide, ``most`` at the most, where a request names none."""
+        return guiding_texts(self.texts(), guide, most)
+
+    def about(self, expressions: Sequence[str]) -> "Conversation":
+        """The same, whose words are ours but for some expressions, which guide."""
+        return _Referring(self, expressions)
 
     def turns(
         self, prompt: Sequence[int], tokenizer: Any, image_token_id: int
@@ -123,3 +132,15 @@ def _marked(message: Message, mark: str) -> Message:
     first = next(part for part in parts if part["type"] == "text" and part["text"].strip())
     first["text"] = mark + first["text"]
     return {**message, "content": parts}
+
+
+class _Referring(Conversation):
+    """A conversation that was made around expressions."""
+
+    def __init__(self, made: Conversation, expressions: Sequence[str]) -> None:
+        vars(self).update(vars(made))
+        self._expressions = expressions
+
+    def guiding(self, guide: Guide, most: int) -> tuple[str, ...]:
+        """All of them, whichever message they stand in."""
+        return tuple(self._expressions[-most:])

@@ -18,6 +18,9 @@ from vllm_litelvlm.plugin.plan import Plan
 from vllm_litelvlm.plugin.turns import Turn
 from vllm_litelvlm.pruning.keep_all import KeepAll
 
+#: Which of the user's messages guide.
+Guide = Literal["last", "first", "all"]
+
 #: A base may end at a block of the KV cache where that leaves the focus between a quarter and twice
 #: of what it was to be.
 _LEAST_FOCUS, _MOST_FOCUS = 0.25, 2.0
@@ -51,9 +54,7 @@ class Call:
     only_new: bool = False
 
 
-def guiding_texts(
-    turns: Sequence[str], guide: Literal["last", "first", "all"], most: int
-) -> tuple[str, ...]:
+def guiding_texts(turns: Sequence[str], guide: Guide, most: int) -> tuple[str, ...]:
     """The texts that guide a request in one layer, of its turns' texts; the latest of too many."""
     said = [text for text in turns if text]
     wanted = {"last": said[-1:], "first": said[:1], "all": said}[guide]

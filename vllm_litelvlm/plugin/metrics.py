@@ -16,12 +16,13 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Metric
+from prometheus_client import REGISTRY, Counter, Histogram, Metric
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from vllm_litelvlm.grounding.features import FeatureCache
 from vllm_litelvlm.vision.pages import PageCache
 from vllm_litelvlm.vision.slots import SlotCache
 
@@ -70,26 +71,31 @@ def count_pixels(queries: int, hits: int) -> None:
 
 
 @cache
-def _mask_metrics() -> tuple[Counter, Histogram, Gauge, Gauge]:
+def _mask_metrics() -> tuple[Counter, Histogram, Counter, Counter]:
     return (
         Counter("litelvlm_mask_expressions", "Expressions that were answered with masks."),
         Histogram(
             "litelvlm_mask_seconds",
-            "Seconds from SAM's prompts of one picture to its masks.",
+            "Seconds from SAM's prompts of one picture to its masks, waiting among them.",
             buckets=_MASK_BOUNDS,
         ),
-        Gauge("litelvlm_sam_cache_queries", "Pictures whose features SAM was to have."),
-        Gauge("litelvlm_sam_cache_hits", "Those whose features were still there."),
+        Counter("litelvlm_sam_cache_queries", "Pictures whose features SAM was to have."),
+        Counter("litelvlm_sam_cache_hits", "Those whose features were still there."),
     )
 
 
-def count_masks(expressions: int, seconds: float, queries: int, hits: int) -> None:
-    """Count the masks of a picture; ``queries`` and ``hits`` of SAM's features so far."""
-    answered, took, asked, there = _mask_metrics()
+_sam_cache = {"queries": 0, "hits": 0}
+
+
+def count_masks(expressions: int, seconds: float, features: FeatureCache) -> None:
+    """Count the masks of a picture, and what was asked of SAM's features since the last."""
+    answered, took, *cache_counters = _mask_metrics()
     answered.inc(expressions)
     took.observe(seconds)
-    asked.set(queries)
-    there.set(hits)
+    now = {"queries": features.queries, "hits": features.hits}
+    for counter, (name, value) in zip(cache_counters, now.items(), strict=True):
+        counter.inc(value - _sam_cache[name])
+    _sam_cache.update(now)
 
 
 def count_images(method: str, images: int, tokens_in: int, tokens_kept: int) -> None:

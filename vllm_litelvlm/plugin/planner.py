@@ -99,11 +99,12 @@ class Planner:
         conversation: Conversation | None,
     ) -> tuple[str, ...]:
         """What guides a method that keeps all of its tokens in one layer."""
-        texts = options.texts
-        if texts is None:
-            said = conversation.texts() if conversation else self._reader.texts(prompt)
-            texts = guiding_texts(said, options.guide, self._settings.server.max_texts)
-        return texts
+        if options.texts is not None:
+            return options.texts
+        most = self._settings.server.max_texts
+        if conversation:
+            return conversation.guiding(options.guide, most)
+        return guiding_texts(self._reader.texts(prompt), options.guide, most)
 
     def _turns(self, prompt: Sequence[int], conversation: Conversation | None) -> list[Turn]:
         turns = (

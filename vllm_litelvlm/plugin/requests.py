@@ -146,7 +146,7 @@ def _spell_field(stock: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitabl
     @functools.wraps(stock)
     async def validation_exception_handler(request: Any, error: Any) -> Any:
         for fault in error.errors():
-            if FIELD in fault["loc"]:
+            if isinstance(fault, dict) and FIELD in fault["loc"]:
                 fault["msg"] += f"; litelvlm options are written {_EXAMPLE}"
         return await stock(request, error)
 

@@ -60,7 +60,10 @@ class MasksPlugin:
             {"add_generation_prompt": False, "continue_final_message": False},
         )
         models = state.openai_serving_models
-        state.litelvlm_masks = ServingMasks(engine_client, models, chat, Segmenter(sam))
+        trusts = bool(args.trust_request_mm_kwargs)
+        state.litelvlm_masks = ServingMasks(
+            engine_client, models, chat, Segmenter(sam), trusts=trusts
+        )
 
 
 async def create_masks(request: MasksRequest, raw_request: Request) -> JSONResponse:

@@ -11,6 +11,8 @@ from vllm_litelvlm.pruning.base import to_device
 
 #: The task that both model runners serve and that opens no endpoint of vLLM's beside ``/pooling``.
 TASK: PoolingTask = "token_classify"
+#: Where a request's pooling state has its rows.
+_ROWS = "litelvlm_rows"
 
 
 class SegPooler(Pooler):
@@ -44,34 +46,36 @@ class SegPooler(Pooler):
     ) -> list[Tensor | None]:
         """Float32 [expressions, prompt width] a request that is complete; None for the others.
 
-        Rows of a step are kept in the request's pooling state until its last step.
+        Rows of a step are kept in the request's pooling state until its last step, by position: a
+        request that was preempted comes by its first ones again.
         """
         cursor, states = pooling_metadata.get_pooling_cursor(), pooling_metadata.pooling_states
-        prompts = pooling_metadata.get_prompt_token_ids_cpu()
-        wanted = [self._positions(prompt) for prompt in prompts]
-        rows, counts, first = [], [], 0
         ends, lengths = cursor.seq_lens_cpu.tolist(), cursor.num_scheduled_tokens_cpu.tolist()
-        for positions, end, length in zip(wanted, ends, lengths, strict=True):
-            start = end - length
-            inside = [first + one - start for one in positions if start <= one < end]
-            rows += inside
-            counts.append(len(inside))
-            first += length
+        wanted = [self._positions(ids) for ids in pooling_metadata.get_prompt_token_ids_cpu()]
+        inside = [
+            [one for one in positions if end - length <= one < end]
+            for positions, end, length in zip(wanted, ends, lengths, strict=True)
+        ]
+        firsts = [sum(lengths[:number]) - end for number, end in enumerate(ends)]
+        rows = [
+            first + length + position
+            for first, length, positions in zip(firsts, lengths, inside, strict=True)
+            for position in positions
+        ]
         # A copy, so that nothing aliases the runner's buffer.
-        found = hidden_states.index_select(0, to_device(rows, hidden_states.device)).split(counts)
+        found = iter(hidden_states.index_select(0, to_device(rows, hidden_states.device)))
+        lost = hidden_states.new_full(hidden_states.shape[1:], torch.nan)
         results: list[Tensor | None] = []
-        for state, part, positions, finished in zip(
-            states, found, wanted, cursor.get_finished_mask(), strict=True
+        for state, positions, here, finished in zip(
+            states, wanted, inside, cursor.get_finished_mask(), strict=True
         ):
-            state.hidden_states_cache.append(part)
+            known: dict[int, Tensor] = vars(state).setdefault(_ROWS, {})
+            known.update(zip(here, found, strict=False))
             if not finished:
                 results.append(None)
                 continue
-            projected = self._project(torch.cat(state.hidden_states_cache))
-            state.clean()
-            missing = len(positions) - len(projected)
-            lost = projected.new_full((missing, projected.shape[1]), torch.nan)
-            results.append(torch.cat([lost, projected]))
+            results.append(self._project(torch.stack([known.get(one, lost) for one in positions])))
+            known.clear()
         return results
 
     def _positions(self, prompt: Tensor) -> list[int]:

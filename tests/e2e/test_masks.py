@@ -311,22 +311,26 @@ def test_requests_that_are_preempted_are_answered_as_alone(
         environment=runner.environment,
         log=tmp_path / "server.log",
     ) as running:
-        bodies = [
-            {"image": data_url(photographs[0].rotate(7 * turn)), "expressions": texts}
-            for turn in range(12)
-        ]
 
-        async def ask() -> list[httpx.Response]:
+        async def ask(bodies: Sequence[Any]) -> list[httpx.Response]:
             async with httpx.AsyncClient(timeout=600) as client:
                 sent = [client.post(f"{running.url}/v1/masks", json=body) for body in bodies]
                 return list(await asyncio.gather(*sent))
 
-        together = asyncio.run(ask())
-        metrics = httpx.get(f"{running.url}/metrics", timeout=30).text
-        preempted = re.search(r"(?m)^vllm:num_preemptions_total\{[^}]*\} (\S+)", metrics)
-        assert preempted is not None
-        assert float(preempted[1]) > 0
-        assert {answer.status_code for answer in together} == {200}
+        for turn in range(3):  # how requests meet in the engine is not ours to say
+            bodies = [
+                {"image": data_url(photographs[turn].rotate(7 * number)), "expressions": texts}
+                for number in range(12)
+            ]
+            together = asyncio.run(ask(bodies))
+            assert {answer.status_code for answer in together} == {200}
+            metrics = httpx.get(f"{running.url}/metrics", timeout=30).text
+            preempted = re.search(r"(?m)^vllm:num_preemptions_total\{[^}]*\} (\S+)", metrics)
+            assert preempted is not None
+            if float(preempted[1]) > 0:
+                break
+        else:
+            pytest.fail("no request was preempted")
         for number in (0, 11):
             alone = httpx.post(f"{running.url}/v1/masks", json=bodies[number], timeout=600).json()
             for one, other in zip(together[number].json()["data"], alone["data"], strict=True):

@@ -52,6 +52,8 @@ def main() -> None:
             except (LiteLVLMError, OSError, ValueError) as error:
                 found = {"error": str(error)}
             output.write(json.dumps({**asked, **found}) + "\n")
+    # Its threads would otherwise end with the interpreter, which some of them do not survive.
+    llm.llm_engine.engine_core.shutdown()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ BELOW = {
     "pruning": {"errors", "activation", "options", "package"},
     "vision": {"errors", "activation", "options", "pruning"},
     "grounding": {"errors"},
-    "convert": {"errors"},
+    "convert": {"errors", "grounding"},
     "evaluation": {"errors", "activation", "options", "pruning", "vision", "grounding"},
     "plugin": {"errors", "activation", "options", "pruning", "vision", "grounding", "package"},
     "demo": {

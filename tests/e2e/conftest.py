@@ -15,7 +15,7 @@ from PIL import Image
 from tests.e2e.reference import Reference
 from tests.e2e.runners import V1, V2, Runner
 from tests.e2e.stock import Stock
-from tests.e2e.workplace import Workplace
+from tests.e2e.workplace import Workplace, saved
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.demo.server import serve
 from vllm_litelvlm.evaluation.transformers_backend import TransformersBackend
@@ -141,10 +141,6 @@ def stock(
 def workplace(
     runner: Runner, checkpoint: Checkpoint, photographs: Sequence[Image.Image], tmp_path: Path
 ) -> Workplace:
-    files = []
-    for number, photograph in enumerate(photographs):
-        files.append(str(tmp_path / f"{number}.png"))
-        photograph.save(files[-1])
     engine = {
         "model": str(checkpoint.llava),
         "dtype": "float32",
@@ -154,4 +150,4 @@ def workplace(
         "limit_mm_per_prompt": {"image": 2},
         "additional_config": {"litelvlm": {"clip_model": str(checkpoint.clip)}},
     }
-    return Workplace(tmp_path, files, engine, runner)
+    return Workplace(tmp_path, saved(photographs, tmp_path), engine, runner)

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from tests.e2e.adapter import write_adapter
+from tests.e2e.adapter import lora_arguments, write_adapter
 from tests.e2e.client import Answer, ask, data_url
 from tests.e2e.conftest import TracedServer
 from tests.e2e.qwen_reference import Picture, QwenReference
@@ -92,13 +92,9 @@ def qwen_server(
     model, trace = build_qwen(folder / "model", kind, attending), folder / "trace.jsonl"
     # vLLM's prefix cache of a Qwen3.5 looks for recurrent layers.
     common = [*ARGUMENTS, *["--no-enable-prefix-caching"] * kind.startswith("qwen3_5"), *arguments]
-    lora = []
+    lora: list[str] = []
     if kind in KINDS:
-        adapter = write_adapter(folder / "adapter", model)
-        lora = ["--enable-lora", "--max-lora-rank=8", "--lora-modules", f"adapter={adapter}"]
-        # A place more than there are adapters: on a CPU vLLM's kernel gives what lies in the last
-        # one to requests without an adapter that share a step with one that has some.
-        lora.append("--max-loras=2")
+        lora = lora_arguments(write_adapter(folder / "adapter", model))
     with serve(
         model,
         arguments=[*common, *lora],

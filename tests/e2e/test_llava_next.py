@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.e2e.llava_next_reference import METHODS, Kept, LlavaNextReference
 from tests.e2e.runners import V1, V2, Runner, on_v1_alone
-from tests.e2e.workplace import PROMPT, QUESTION, Workplace
+from tests.e2e.workplace import PROMPT, QUESTION, Workplace, saved
 from vllm_litelvlm.demo.checkpoint import TINY, Checkpoint
 from vllm_litelvlm.demo.llava_next import build_llava_next
 
@@ -66,10 +66,6 @@ def place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Workplace:
     monkeypatch.setenv("VLLM_LITELVLM_TRACE", str(tmp_path / "trace.jsonl"))
-    files = []
-    for number, picture in enumerate(pictures):
-        files.append(str(tmp_path / f"{number}.png"))
-        picture.save(files[-1])
     engine = {
         "model": str(llava_next.llava),
         "dtype": "float32",
@@ -81,7 +77,7 @@ def place(
         "max_num_batched_tokens": 150,
         "enable_chunked_prefill": True,
     }
-    return Workplace(tmp_path, files, engine, runner)
+    return Workplace(tmp_path, saved(pictures, tmp_path), engine, runner)
 
 
 def whole() -> list[Asked]:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.e2e.adapter import merge_adapter, write_adapter
+from tests.e2e.adapter import lora_arguments, merge_adapter, write_adapter
 from tests.e2e.client import Answer, async_client, read, request, user_turn
 from tests.e2e.conftest import TracedServer
 from tests.e2e.llava_next_reference import LlavaNextReference
@@ -27,8 +27,7 @@ TOLERANCE = 2e-4
 TOKENS = 4
 Kind = Literal["llava_next", "siglip"]
 Reference = LlavaNextReference | SiglipReference
-#: Steps that cut images. A place more than there are adapters: on a CPU vLLM's kernel gives what
-#: lies in the last one to requests without an adapter that share a step with one that has some.
+#: Steps that cut images.
 ARGUMENTS = (
     "--served-model-name=model",
     "--dtype=float32",
@@ -37,9 +36,6 @@ ARGUMENTS = (
     "--max-num-seqs=16",
     "--max-num-batched-tokens=150",
     '--limit-mm-per-prompt={"image": 2}',
-    "--enable-lora",
-    "--max-lora-rank=8",
-    "--max-loras=2",
 )
 
 
@@ -141,7 +137,7 @@ def serve_llava(
         checkpoint.llava,
         clip_model=checkpoint.clip,
         options={"positions": "original"},
-        arguments=[*ARGUMENTS, "--lora-modules", f"adapter={adapter}", *arguments],
+        arguments=[*ARGUMENTS, *lora_arguments(adapter), *arguments],
         environment={
             **runner.environment,
             **environment,

@@ -24,6 +24,7 @@ from tests.e2e.client import data_url
 from tests.e2e.masks_reference import MasksReference
 from tests.e2e.runners import V1, Runner, on_v1_alone
 from tests.e2e.test_examples import run
+from tests.e2e.workplace import saved
 from vllm_litelvlm.demo.grounding import build_grounding
 from vllm_litelvlm.demo.server import serve
 from vllm_litelvlm.grounding.conversation import conversations, rounds
@@ -383,10 +384,7 @@ def test_batch_example_answers_line_by_line(
 def test_offline_masks_are_the_servers(
     server: MasksServer, runner: Runner, pictures: Sequence[Image.Image], tmp_path: Path
 ) -> None:
-    files = []
-    for number, picture in enumerate(pictures):
-        files.append(str(tmp_path / f"{number}.png"))
-        picture.save(files[-1])
+    files = saved(pictures, tmp_path)
     job = {
         "model": str(server.llava),
         "clip": str(server.clip),

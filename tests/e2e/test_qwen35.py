@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.e2e.qwen_reference import QwenReference
 from tests.e2e.runners import Runner, on_v1_alone
-from tests.e2e.workplace import Workplace
+from tests.e2e.workplace import Workplace, saved
 from vllm_litelvlm.demo.qwen import build_qwen
 
 QUESTION = "Where is the red cup?"
@@ -43,9 +43,7 @@ def test_recurrent_layers_read_the_kept_tokens_in_order(
     reference = QwenReference(model)
     sizes = [(320, 320), (600, 400), (130, 100), (280, 480)]
     pictures = [one.resize(size) for one, size in zip(photographs, sizes, strict=True)]
-    files = [str(tmp_path / f"{number}.png") for number in range(len(pictures))]
-    for picture, file in zip(pictures, files, strict=True):
-        picture.save(file)
+    files = saved(pictures, tmp_path)
     engine = {
         "model": str(model),
         "dtype": "bfloat16",

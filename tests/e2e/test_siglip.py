@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.e2e.runners import V1, Runner, on_v1_alone
 from tests.e2e.siglip_reference import SiglipReference
-from tests.e2e.workplace import Workplace
+from tests.e2e.workplace import Workplace, saved
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.demo.siglip import SiglipGeometry, build_siglip
 from vllm_litelvlm.pruning.registry import method_names, pruner_class
@@ -114,10 +114,7 @@ def run(
     else:
         geometry = SiglipGeometry(image_size=230)
         checkpoint = build_siglip(folder / "model", "whole", geometry, generation=2)
-    files = []
-    for number, photograph in enumerate(photographs):
-        files.append(str(folder / f"{number}.png"))
-        photograph.save(files[-1])
+    files = saved(photographs, folder)
     engine = {
         "model": str(checkpoint.llava),
         "dtype": "float32",

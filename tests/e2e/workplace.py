@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from tests.e2e.runners import Runner
 
@@ -45,6 +48,14 @@ class Workplace:
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         answers: list[Any] = json.loads((self.folder / "answers.json").read_text())
         return answers
+
+
+def saved(pictures: Sequence[Image.Image], folder: Path) -> list[str]:
+    """Pictures as files of a folder, in order."""
+    files = [str(folder / f"{number}.png") for number in range(len(pictures))]
+    for picture, file in zip(pictures, files, strict=True):
+        picture.save(file)
+    return files
 
 
 def job(image: str, budget: int, prompt: str = PROMPT, **more: Any) -> dict[str, Any]:

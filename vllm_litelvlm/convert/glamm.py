@@ -17,9 +17,9 @@ from vllm_litelvlm.convert.prompt import CHAT_TEMPLATE
 from vllm_litelvlm.convert.reading import read_tensors
 from vllm_litelvlm.convert.source import Glamm, read_glamm
 from vllm_litelvlm.convert.vision_tower import VisionTower
+from vllm_litelvlm.grounding.layout import ARCHITECTURE, SAM_FOLDER, SEG_TOKEN_KEY
 
 #: What the plugin serves: a LLaVA that gives the state in front of a [SEG] too.
-ARCHITECTURE = "LlavaSegForConditionalGeneration"
 
 
 def convert_glamm(
@@ -57,7 +57,7 @@ def _write_weights(
     total = sum(one.size for one in chain(glamm.held.values(), glamm.tower.held.values()))
     done = 0
     llava = writing.ShardWriter(folder, dtype, writing.SHARD_SIZE)
-    sam = writing.ShardWriter(folder / "sam", dtype)
+    sam = writing.ShardWriter(folder / SAM_FOLDER, dtype)
     show(done, total)
     for name, tensor in chain(_tower_tensors(glamm.tower), read_tensors(glamm.held)):
         if name in glamm.sam_names:
@@ -104,7 +104,7 @@ def _write_configs(glamm: Glamm, folder: Path, dtype: torch.dtype | None) -> Non
         vision_feature_layer=glamm.fields.get("mm_vision_select_layer", -2),
         vision_feature_select_strategy="default",
         projector_hidden_act="gelu",
-        seg_token_index=glamm.vocabulary.seg_id,
+        **{SEG_TOKEN_KEY: glamm.vocabulary.seg_id},
     ).save_pretrained(folder)
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
@@ -122,7 +122,7 @@ def _write_configs(glamm: Glamm, folder: Path, dtype: torch.dtype | None) -> Non
     processor.save_pretrained(folder)
     # Readers older than transformers 5 look for the images' settings here.
     glamm.tower.image_processor.save_pretrained(folder)
-    _write_sam_configs(glamm, folder / "sam", dtype)
+    _write_sam_configs(glamm, folder / SAM_FOLDER, dtype)
 
 
 def _write_sam_configs(glamm: Glamm, folder: Path, dtype: torch.dtype | None) -> None:

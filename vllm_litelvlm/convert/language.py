@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from vllm_litelvlm.convert.checks import Shape
 from vllm_litelvlm.convert.reading import read_json
 from vllm_litelvlm.errors import CompatibilityError
+from vllm_litelvlm.grounding.layout import PROJECTION
 
 #: What of GLaMM's flat config.json is its language model's; without the first there is no telling.
 NEEDED_FIELDS = (
@@ -92,8 +93,8 @@ def language_shapes(config: Any) -> dict[str, Shape]:
 PROJECTIONS = {
     "model.mm_projector.0": "multi_modal_projector.linear_1",
     "model.mm_projector.2": "multi_modal_projector.linear_2",
-    "model.text_hidden_fcs.0.0": "text_hidden_fcs.0.0",
-    "model.text_hidden_fcs.0.2": "text_hidden_fcs.0.2",
+    f"model.{PROJECTION}.0.0": f"{PROJECTION}.0.0",
+    f"model.{PROJECTION}.0.2": f"{PROJECTION}.0.2",
 }
 
 

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from vllm_litelvlm.convert.reading import read_json
 from vllm_litelvlm.errors import CompatibilityError, LiteLVLMError
+from vllm_litelvlm.grounding.layout import SEG_TOKEN
 
 IMAGE_TOKEN = "<image>"
-SEG_TOKEN = "[SEG]"
 #: Without these a checkpoint is no GLaMM: the prompt or the masks need them.
 NEEDED = ("<im_start>", "<im_end>", SEG_TOKEN)
 SPACE = "▁"

@@ -173,8 +173,23 @@ def _write_clip(folder: Path, geometry: Geometry) -> CLIPModel:
 
 def _write_llava(folder: Path, geometry: Geometry, clip: CLIPModel, dtype: torch.dtype) -> None:
     tokenizer = llama_tokenizer(geometry.vocabulary)
-    config = LlavaConfig(
-        architectures=["LlavaForConditionalGeneration"],
+    config = llava_config(geometry, clip, tokenizer, dtype, "LlavaForConditionalGeneration")
+    write_parts(
+        folder, config, LlavaForConditionalGeneration, clip, llava_processor(geometry, tokenizer)
+    )
+
+
+def llava_config(
+    geometry: Geometry,
+    clip: CLIPModel,
+    tokenizer: LlamaTokenizer,
+    dtype: torch.dtype,
+    architecture: str,
+    **further: Any,
+) -> LlavaConfig:
+    """Of a LLaVA-1.5 on the tower of ``clip``; ``further`` are fields of its own."""
+    return LlavaConfig(
+        architectures=[architecture],
         dtype=dtype,
         vision_config=clip.config.vision_config,
         text_config=llama_config(geometry, len(tokenizer), dtype),
@@ -182,9 +197,7 @@ def _write_llava(folder: Path, geometry: Geometry, clip: CLIPModel, dtype: torch
         image_seq_length=(geometry.image_size // geometry.patch_size) ** 2,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
-    )
-    write_parts(
-        folder, config, LlavaForConditionalGeneration, clip, llava_processor(geometry, tokenizer)
+        **further,
     )
 
 

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from transformers import (
     AddedToken,
     CLIPModel,
-    LlavaConfig,
     LlavaForConditionalGeneration,
     SamConfig,
     SamImageProcessorPil,
@@ -25,7 +24,7 @@ from vllm_litelvlm.demo.checkpoint import (
     Checkpoint,
     Geometry,
     build,
-    llama_config,
+    llava_config,
     llava_processor,
     spread,
     write_parts,
@@ -87,17 +86,8 @@ def _write_llava(
     tokenizer = llama_tokenizer(geometry.vocabulary)
     # As GLaMM has it, no special token: it stays in texts that are decoded without those.
     tokenizer.add_tokens([AddedToken(SEG_TOKEN, normalized=False)])
-    config = LlavaConfig(
-        architectures=[ARCHITECTURE],
-        dtype=dtype,
-        vision_config=clip.config.vision_config,
-        text_config=llama_config(geometry, len(tokenizer), dtype),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=(geometry.image_size // geometry.patch_size) ** 2,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-        **{SEG_TOKEN_KEY: tokenizer.convert_tokens_to_ids(SEG_TOKEN)},
-    )
+    seg_token = {SEG_TOKEN_KEY: tokenizer.convert_tokens_to_ids(SEG_TOKEN)}
+    config = llava_config(geometry, clip, tokenizer, dtype, ARCHITECTURE, **seg_token)
     processor = llava_processor(geometry, tokenizer)
     write_parts(folder, config, LlavaForConditionalGeneration, clip, processor)
     if clip.device.type == "meta":

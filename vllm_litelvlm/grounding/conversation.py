@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from vllm_litelvlm.errors import OptionsError
-from vllm_litelvlm.grounding.layout import SEG_TOKEN
+from vllm_litelvlm.grounding.layout import SEG_TOKEN, seg_token_index
 
 #: The first of GLaMM's question templates, and of its answers (arXiv 2311.03356, released code).
 _QUESTION = "Can you please segment the {} in this image?"
@@ -38,10 +38,21 @@ def conversations(
     return [expressions] if conversation == "rounds" else [[one] for one in expressions]
 
 
-def before_last(token: int, ids: Sequence[int]) -> list[int]:
-    """Token ids in front of the last such token: the last of them predicts it.
+def asking_ids(ids: Sequence[int], expressions: Sequence[str], config: Any) -> list[int]:
+    """The tokens of a conversation in front of its last [SEG]: the last of them predicts it.
 
-    Raises ValueError where there is none.
+    Args:
+        ids: of the whole conversation, with a placeholder for its image.
+        expressions: that it asks for.
+        config: of the model.
+
+    Raises OptionsError where expressions bring special tokens of the model.
     """
-    behind = list(reversed(ids)).index(token)
+    seg_token = seg_token_index(config)
+    if ids.count(seg_token) != len(expressions) or ids.count(config.image_token_index) != 1:
+        raise OptionsError(
+            f"Among the expressions {list(expressions)!r:.300} are special tokens of the model, "
+            f"such as {SEG_TOKEN}; leave those out."
+        )
+    behind = list(reversed(ids)).index(seg_token)
     return list(ids[: len(ids) - behind - 1])

@@ -15,7 +15,7 @@ transformers knows:
 """
 
 import logging
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import SamConfig
@@ -32,6 +32,9 @@ SEG_TOKEN_KEY = "seg_token_index"
 #: What the names of the projection's tensors begin with.
 PROJECTION = "text_hidden_fcs"
 SAM_FOLDER = "sam"
+#: vLLM's name of what the engine does: both model runners serve it, and it opens no endpoint of
+#: vLLM's beside ``/pooling``.
+POOLING_TASK: Literal["token_classify"] = "token_classify"
 #: Epsilon of the original mask decoder's LayerNorms.
 _DECODER_EPSILON = 1e-5
 _FIX = (

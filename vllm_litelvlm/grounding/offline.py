@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from vllm_litelvlm.errors import CompatibilityError, OptionsError
-from vllm_litelvlm.grounding.conversation import before_last, conversations, rounds
-from vllm_litelvlm.grounding.layout import SEG_TOKEN, seg_token_index
+from vllm_litelvlm.grounding.conversation import asking_ids, conversations, rounds
+from vllm_litelvlm.grounding.layout import POOLING_TASK, seg_token_index
 from vllm_litelvlm.grounding.masks import Mask
 from vllm_litelvlm.grounding.picture import upright
 from vllm_litelvlm.grounding.sam import Sam
@@ -53,36 +53,30 @@ def segment_frames(
             f"The expressions are {list(expressions)!r}; give at least one, none of them empty."
         )
     config = llm.llm_engine.model_config
-    seg_token = seg_token_index(config.hf_config)
+    seg_token_index(config.hf_config)
     if config.runner_type != "pooling":
         raise CompatibilityError(
             f"The engine's runner is {config.runner_type!r}; masks need one that was made with "
             'LLM(..., runner="pooling").'
         )
-    tokenizer, image_token = llm.get_tokenizer(), config.hf_config.image_token_index
+    tokenizer = llm.get_tokenizer()
     # The language model and SAM see the same.
     pictures = [upright(image) for image in images]
-    asked = conversations(texts, conversation)
-    prompts = []
-    for picture in pictures:
-        for together in asked:
-            messages = rounds({"type": "image"}, together)
-            ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
-            if ids.count(seg_token) != len(together) or ids.count(image_token) != 1:
-                raise OptionsError(
-                    f"Among the expressions {list(together)!r:.300} are special tokens of the "
-                    f"model, such as {SEG_TOKEN}; leave those out."
-                )
-            asked_for = {name: it for name, it in (options or {}).items() if it is not None}
-            given = {"texts": list(together), **asked_for}
-            prompts.append(
-                {
-                    "prompt_token_ids": before_last(seg_token, ids),
-                    "multi_modal_data": {"image": picture},
-                    "mm_processor_kwargs": {"litelvlm": given},
-                }
-            )
-    outputs = llm.encode(prompts, pooling_task="token_classify", use_tqdm=len(prompts) > 1)
+    asked = []
+    for together in conversations(texts, conversation):
+        messages = rounds({"type": "image"}, together)
+        ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+        named = {name: it for name, it in (options or {}).items() if it is not None}
+        asked.append(
+            {
+                "prompt_token_ids": asking_ids(ids, together, config.hf_config),
+                "mm_processor_kwargs": {"litelvlm": {"texts": list(together), **named}},
+            }
+        )
+    prompts = [
+        {**one, "multi_modal_data": {"image": picture}} for picture in pictures for one in asked
+    ]
+    outputs = llm.encode(prompts, pooling_task=POOLING_TASK, use_tqdm=len(prompts) > 1)
     segmenter = segmenter or _segmenter(config.model, config.revision)
     found = []
     for number, picture in enumerate(pictures):

@@ -1,17 +1,13 @@
 """Registration: what happens in every vLLM process once the plugin was asked for."""
 
-import functools
 import logging
 import sys
-from collections.abc import Callable
 from types import TracebackType
-from typing import Any
 
 from vllm_litelvlm.activation import is_vllm_command
 from vllm_litelvlm.errors import LiteLVLMError
-from vllm_litelvlm.plugin import compat, encoded, metrics, requests, sent, variants
+from vllm_litelvlm.plugin import compat, encoded, endpoints, metrics, requests, sent, variants
 from vllm_litelvlm.plugin.served import MODELS
-from vllm_litelvlm.plugin.wrap import wrap
 
 
 def install() -> None:
@@ -24,7 +20,7 @@ def install() -> None:
     variants.install()
     sent.install()
     encoded.install()
-    _install_endpoints()
+    endpoints.install()
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
@@ -38,23 +34,6 @@ def install() -> None:
     _log_like_vllm()
     if is_vllm_command(sys.argv):
         sys.excepthook = _end_in_a_sentence
-
-
-def _install_endpoints() -> None:
-    """Where vLLM looks for plugins of its API server, which alone then loads ours."""
-    wrap("vllm.plugins", "load_endpoint_plugins", _add_endpoints)
-
-
-def _add_endpoints(stock: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-    """vLLM takes those that ``VLLM_PLUGINS`` names; who named us has asked for ours."""
-
-    @functools.wraps(stock)
-    def load_endpoint_plugins(*args: Any, **kwargs: Any) -> list[Any]:
-        from vllm_litelvlm.plugin.endpoints.plugin import MasksPlugin
-
-        return [*stock(*args, **kwargs), MasksPlugin()]
-
-    return load_endpoint_plugins
 
 
 def _log_like_vllm() -> None:

@@ -25,9 +25,9 @@ from vllm.pooling_params import PoolingParams
 from vllm.renderers import ChatParams
 from vllm.utils import random_uuid
 
-from vllm_litelvlm.grounding.conversation import before_last, conversations, rounds
-from vllm_litelvlm.grounding.layout import SEG_TOKEN, seg_token_index
-from vllm_litelvlm.grounding.masks import RunLengths
+from vllm_litelvlm.errors import OptionsError
+from vllm_litelvlm.grounding.conversation import asking_ids, conversations, rounds
+from vllm_litelvlm.grounding.layout import POOLING_TASK
 from vllm_litelvlm.grounding.segmenter import Segmenter
 from vllm_litelvlm.plugin.conversation import CONVERSATION_KEY
 from vllm_litelvlm.plugin.endpoints.protocol import (
@@ -37,7 +37,6 @@ from vllm_litelvlm.plugin.endpoints.protocol import (
     MasksUsage,
 )
 from vllm_litelvlm.plugin.metrics import count_masks
-from vllm_litelvlm.plugin.models.seg_pooler import TASK
 from vllm_litelvlm.plugin.refusal import FIELD
 
 #: SAM computes on all cores, or on one GPU: more threads than two would wait for each other.
@@ -81,8 +80,6 @@ class ServingMasks(BaseServing):
         self._chat_params, self._segmenter = chat_params, segmenter
         self._trusts = trusts
         self._tokens = self._renderer.default_chat_tok_params.with_kwargs(add_special_tokens=False)
-        config = engine.model_config.hf_config
-        self._seg_token, self._image_token = seg_token_index(config), config.image_token_index
         self._threads = ThreadPoolExecutor(_THREADS, "litelvlm-sam")
 
     async def __call__(self, request: MasksRequest) -> MasksResponse | ErrorResponse:
@@ -146,14 +143,11 @@ class ServingMasks(BaseServing):
         messages = rounds(part, expressions)
         _, rendered = await self._renderer.render_messages_async(messages, self._chat_params)
         [prompt] = await self._renderer.tokenize_prompts_async([rendered], self._tokens)
-        ids = prompt["prompt_token_ids"]
-        if ids.count(self._seg_token) != len(expressions) or ids.count(self._image_token) != 1:
-            raise VLLMValidationError(
-                f"Among the expressions {list(expressions)!r:.300} are special tokens of the "
-                f"model, such as {SEG_TOKEN}; leave those out.",
-                parameter="expressions",
-            )
-        prompt["prompt_token_ids"] = before_last(self._seg_token, ids)
+        ids, config = prompt["prompt_token_ids"], self.model_config.hf_config
+        try:
+            prompt["prompt_token_ids"] = asking_ids(ids, expressions, config)
+        except OptionsError as error:
+            raise VLLMValidationError(str(error), parameter="expressions") from error
         prompt.pop("prompt", None)
         prompt[CONVERSATION_KEY] = prompt[CONVERSATION_KEY].about(expressions)
         return prompt
@@ -168,7 +162,7 @@ class ServingMasks(BaseServing):
                 index=index,
                 frame=frame,
                 expression=expression,
-                segmentation=_plain(mask.segmentation(request.format)),
+                segmentation=mask.segmentation(request.format),
                 bbox=mask.bbox,
                 area=mask.area,
                 score=mask.score,
@@ -185,7 +179,9 @@ class ServingMasks(BaseServing):
             prompt, time.time(), tok_params=self._tokens
         )
         # Several rows, of which vLLM's prefix cache may have hidden some: all are computed.
-        parameters = PoolingParams(task=TASK, skip_reading_prefix_cache=len(expressions) > 1)
+        parameters = PoolingParams(
+            task=POOLING_TASK, skip_reading_prefix_cache=len(expressions) > 1
+        )
         parameters.verify(self.model_config)
         name = f"masks-{random_uuid()}"
         output = await _last(
@@ -216,11 +212,6 @@ def _sum(parts: Iterable[MasksUsage]) -> MasksUsage:
         prompt_tokens=sum(one.prompt_tokens for one in used),
         cached_tokens=sum(one.cached_tokens for one in used),
     )
-
-
-def _plain(segmentation: RunLengths | str | list[list[int]]) -> dict[str, Any] | str | list[Any]:
-    """As JSON has it."""
-    return dict(segmentation) if isinstance(segmentation, dict) else segmentation
 
 
 def _picture(given: Any) -> Image.Image:

@@ -1,5 +1,6 @@
 """What ``POST /v1/masks`` is asked, and what it answers."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -59,7 +60,7 @@ class MaskData(BaseModel):
     index: int
     frame: int
     expression: str
-    segmentation: dict[str, Any] | str | list[list[int]]
+    segmentation: Mapping[str, object] | str | list[list[int]]
     bbox: list[int]
     area: int
     score: float

@@ -13,10 +13,10 @@ from vllm.model_executor.models.llava import LlavaDummyInputsBuilder, LlavaProce
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vllm_litelvlm.grounding.head import TextProjection
-from vllm_litelvlm.grounding.layout import read_sam_config, seg_token_index
+from vllm_litelvlm.grounding.layout import POOLING_TASK, read_sam_config, seg_token_index
 from vllm_litelvlm.options import ServerOptions
 from vllm_litelvlm.plugin.models.llava import LiteLVLMLlava, LlavaFamily, build_processor
-from vllm_litelvlm.plugin.models.seg_pooler import TASK, SegPooler
+from vllm_litelvlm.plugin.models.seg_pooler import SegPooler
 from vllm_litelvlm.pruning.traits import Traits
 
 _PROMPT_WIDTH = "prompt_width"
@@ -58,4 +58,4 @@ class LiteLVLMLlavaSeg(LiteLVLMLlava, VllmModelForPooling):
         self.text_hidden_fcs = TextProjection(self.config.text_config.hidden_size, prompt_width)
         if vllm_config.model_config.runner_type == "pooling":
             pooler = SegPooler(self.text_hidden_fcs, seg_token_index(self.config))
-            self.pooler = DispatchPooler({TASK: pooler})
+            self.pooler = DispatchPooler({POOLING_TASK: pooler})

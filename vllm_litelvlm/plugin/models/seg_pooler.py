@@ -1,5 +1,7 @@
 """Prompts of SAM from a pooling engine: the states that predict [SEG], projected."""
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor, nn
 from vllm.model_executor.layers.pooler import PoolingParamsUpdate
@@ -7,10 +9,9 @@ from vllm.model_executor.layers.pooler.abstract import Pooler
 from vllm.tasks import PoolingTask
 from vllm.v1.pool.metadata import PoolingMetadata
 
+from vllm_litelvlm.grounding.layout import POOLING_TASK
 from vllm_litelvlm.pruning.base import to_device
 
-#: The task that both model runners serve and that opens no endpoint of vLLM's beside ``/pooling``.
-TASK: PoolingTask = "token_classify"
 #: Where a request's pooling state has its rows.
 _ROWS = "litelvlm_rows"
 
@@ -35,7 +36,7 @@ class SegPooler(Pooler):
 
     def get_supported_tasks(self) -> set[PoolingTask]:
         """One."""
-        return {TASK}
+        return {POOLING_TASK}
 
     def get_pooling_updates(self, task: PoolingTask) -> PoolingParamsUpdate:
         """Token ids tell where [SEG] stands."""
@@ -51,16 +52,17 @@ class SegPooler(Pooler):
         """
         cursor, states = pooling_metadata.get_pooling_cursor(), pooling_metadata.pooling_states
         ends, lengths = cursor.seq_lens_cpu.tolist(), cursor.num_scheduled_tokens_cpu.tolist()
+        starts = [end - length for end, length in zip(ends, lengths, strict=True)]
         wanted = [self._positions(ids) for ids in pooling_metadata.get_prompt_token_ids_cpu()]
         inside = [
-            [one for one in positions if end - length <= one < end]
-            for positions, end, length in zip(wanted, ends, lengths, strict=True)
+            [one for one in positions if start <= one < end]
+            for positions, start, end in zip(wanted, starts, ends, strict=True)
         ]
-        firsts = [sum(lengths[:number]) - end for number, end in enumerate(ends)]
+        before = accumulate(lengths, initial=0)  # of the step's rows, one more than requests
         rows = [
-            first + length + position
-            for first, length, positions in zip(firsts, lengths, inside, strict=True)
-            for position in positions
+            first + one - start
+            for start, here, first in zip(starts, inside, before, strict=False)
+            for one in here
         ]
         # A copy, so that nothing aliases the runner's buffer.
         found = iter(hidden_states.index_select(0, to_device(rows, hidden_states.device)))

@@ -98,11 +98,11 @@ def test_prompts_are_shorter_by_what_was_pruned(result: dict[str, Any]) -> None:
 
 
 def test_api_server_engine_core_and_worker_are_told_apart(result: dict[str, Any]) -> None:
-    for block in result["blocks"]:
-        used = block["processor"]
-        assert min(used[API_SERVER], used[ENGINE_CORE], used[WORKER]) > 0
-        assert used[REST] < used[API_SERVER]
-        assert 0 < block["busiest_client"] <= 2
+    # The kernel counts in ticks of 10 ms, and an engine core may need less for one block.
+    used = sum((Counter(block["processor"]) for block in result["blocks"]), Counter())
+    assert min(used[API_SERVER], used[ENGINE_CORE], used[WORKER]) > 0
+    assert used[REST] < used[API_SERVER]
+    assert all(0 < block["busiest_client"] <= 2 for block in result["blocks"])
 
 
 def test_tables_and_plot_are_written(folder: Path) -> None:

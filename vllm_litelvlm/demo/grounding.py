@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import (
     AddedToken,
     CLIPModel,
+    LlamaTokenizer,
     LlavaForConditionalGeneration,
     SamConfig,
     SamImageProcessorPil,
@@ -83,9 +84,7 @@ def build_grounding(
 def _write_llava(
     folder: Path, geometry: GroundingGeometry, clip: CLIPModel, dtype: torch.dtype
 ) -> None:
-    tokenizer = llama_tokenizer(geometry.vocabulary)
-    # As GLaMM has it, no special token: it stays in texts that are decoded without those.
-    tokenizer.add_tokens([AddedToken(SEG_TOKEN, normalized=False)])
+    tokenizer = seg_tokenizer(llama_tokenizer(geometry.vocabulary))
     seg_token = {SEG_TOKEN_KEY: tokenizer.convert_tokens_to_ids(SEG_TOKEN)}
     config = llava_config(geometry, clip, tokenizer, dtype, ARCHITECTURE, **seg_token)
     processor = llava_processor(geometry, tokenizer)
@@ -103,10 +102,11 @@ def _write_llava(
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def _write_sam(folder: Path, geometry: GroundingGeometry) -> None:
+def sam_config(geometry: GroundingGeometry) -> SamConfig:
+    """Of the SAM; every second layer looks beyond its window, the last one among them."""
     side, prompt_width = geometry.sam_image_size, geometry.sam_prompt_width
     square = {"image_size": side, "patch_size": geometry.sam_patch_size}
-    config = SamConfig(
+    return SamConfig(
         architectures=["SamModel"],
         dtype=torch.float32,
         vision_config={
@@ -116,7 +116,7 @@ def _write_sam(folder: Path, geometry: GroundingGeometry) -> None:
             "num_hidden_layers": geometry.sam_layers,
             "num_attention_heads": geometry.sam_heads,
             "window_size": geometry.sam_window,
-            "global_attn_indexes": [geometry.sam_layers - 1],
+            "global_attn_indexes": list(range(geometry.sam_layers - 1, 0, -2)),
             "output_channels": prompt_width,
             "num_pos_feats": prompt_width // 2,
         },
@@ -128,15 +128,34 @@ def _write_sam(folder: Path, geometry: GroundingGeometry) -> None:
             "layer_norm_eps": 1e-5,
         },
     )
+
+
+def sam_image_processor(geometry: GroundingGeometry) -> SamImageProcessorPil:
+    """SAM's: the longer side resized, the rest of the square padded."""
+    side = geometry.sam_image_size
+    return SamImageProcessorPil(
+        size={"longest_edge": side}, pad_size={"height": side, "width": side}
+    )
+
+
+def seg_tokenizer(tokenizer: LlamaTokenizer) -> LlamaTokenizer:
+    """The tokenizer with the token [SEG]: as in GLaMM no special one.
+
+    So it stays in texts that are decoded without those.
+    """
+    tokenizer.add_tokens([AddedToken(SEG_TOKEN, normalized=False)])
+    return tokenizer
+
+
+def _write_sam(folder: Path, geometry: GroundingGeometry) -> None:
+    config = sam_config(geometry)
     model = SamModel(config).eval()
     if model.device.type == "meta":
         config.save_pretrained(folder)
     else:
         _spread_sam(model)
         model.save_pretrained(folder)
-    SamImageProcessorPil(
-        size={"longest_edge": side}, pad_size={"height": side, "width": side}
-    ).save_pretrained(folder)
+    sam_image_processor(geometry).save_pretrained(folder)
 
 
 @torch.no_grad()

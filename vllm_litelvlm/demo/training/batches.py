@@ -102,7 +102,7 @@ class BatchMaker:
         Each time with other texts and at another place in the image.
         """
         new = max(1, self.images // self.stage.reuse)
-        first = self._first(0) + step * new
+        first = self.first(0) + step * new
         options = self.stage.scenes(self.patch)
         return [
             _draw(scene_seed(self.split, number), options, self.patch)
@@ -114,7 +114,7 @@ class BatchMaker:
 
         Of a scene with fewer questions some come again.
         """
-        first = self._first(step)
+        first = self.first(step)
         dataset = SceneDataset(
             self.split,
             1,
@@ -153,7 +153,8 @@ class BatchMaker:
         places = random.integers(0, last + 1, (self.images, 2)).tolist()
         return [(row, column) for row, column in places]
 
-    def _first(self, step: int) -> int:
+    def first(self, step: int) -> int:
+        """The number of the first scene of a step."""
         start = self.number * _STAGE_NUMBERS + self.seed * _SEED_NUMBERS
         return start + self.share[0] * _SHARE_NUMBERS + step * self.images
 

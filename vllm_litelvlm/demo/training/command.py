@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_litelvlm.demo.training.schedule import SCHEDULE
+from vllm_litelvlm.demo.training.schedule import MASKS, SCHEDULE
 from vllm_litelvlm.errors import LiteLVLMError, WeightsError
 
 if TYPE_CHECKING:
+    import torch
+
     from vllm_litelvlm.demo.training.trainer import Trainer
 
 HELP = "train the small model of the demo, a CLIP and a LLaVA, on scenes"
@@ -34,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="exported model to begin with instead of random weights; with --stage, most often",
     )
     parser.add_argument(
+        "--masks",
+        action="store_true",
+        help="teach --start (the demo's model, if left out) to answer with masks, too: the token "
+        "[SEG], and a SAM",
+    )
+    parser.add_argument(
         "--minutes", type=float, help="end after so many, with everything saved; all if left out"
     )
     parser.add_argument(
@@ -44,13 +52,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--stage",
-        choices=[stage.name for stage in SCHEDULE],
+        choices=[stage.name for stage in (*SCHEDULE, *MASKS)],
         help="train this stage only, with the weights as they are",
     )
     parser.add_argument(
         "--threads", type=int, help="of the CPU, each in a process; one a core if left out"
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
+        "--dtype",
+        choices=["bfloat16", "float32"],
+        help="to compute in; bfloat16 if left out, or float32 on a CPU that has no bfloat16",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--workers",
@@ -71,7 +84,8 @@ def run(chosen: argparse.Namespace) -> None:
     """Do what the arguments say."""
     import torch
 
-    from vllm_litelvlm.demo.training.settings import TrainingOptions, on_gpu
+    from vllm_litelvlm.demo.run import SHIPPED
+    from vllm_litelvlm.demo.training.settings import TRAINED_MASKS, TrainingOptions, on_gpu
     from vllm_litelvlm.demo.training.trainer import Trainer
 
     torch.set_flush_denormal(True)
@@ -89,8 +103,12 @@ def run(chosen: argparse.Namespace) -> None:
             device=chosen.device,
             processes=threads if on_cpu else 1,
             workers=workers,
+            dtype=_dtype(chosen.dtype, on_cpu),
             start=chosen.start,
         )
+        if chosen.masks:
+            start = chosen.start or SHIPPED
+            options = replace(options, geometry=TRAINED_MASKS, stages=MASKS, start=start)
         if not on_cpu:
             options = on_gpu(options)
         stages = (replace(one, minutes=chosen.scale * one.minutes) for one in options.stages)
@@ -102,6 +120,16 @@ def run(chosen: argparse.Namespace) -> None:
         return
     torch.set_num_threads(threads)
     evaluate(chosen.output, chosen.samples, chosen.device)
+
+
+def _dtype(name: str | None, on_cpu: bool) -> "torch.dtype":
+    """The one that is named, or that which the device computes fast in."""
+    import torch
+
+    slow = on_cpu and not torch.cpu._is_avx512_bf16_supported()
+    found = getattr(torch, name or ("float32" if slow else "bfloat16"))
+    assert isinstance(found, torch.dtype)
+    return found
 
 
 def evaluate(output: Path, samples: int, device: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,17 +22,28 @@ from vllm_litelvlm.demo.checkpoint import (
     image_processor,
     llava_processor,
 )
+from vllm_litelvlm.demo.grounding import GroundingGeometry, sam_image_processor
 from vllm_litelvlm.demo.training.clip import Clip, text_heads
 from vllm_litelvlm.demo.training.language import Tokenizers
 from vllm_litelvlm.demo.training.llava import Llava
+from vllm_litelvlm.demo.training.pointing import Pointer
 from vllm_litelvlm.demo.vocabularies import IMAGE_TOKEN
 from vllm_litelvlm.errors import WeightsError
+from vllm_litelvlm.grounding.layout import (
+    ARCHITECTURE,
+    PROJECTION,
+    SAM_FOLDER,
+    SEG_TOKEN,
+    SEG_TOKEN_KEY,
+)
 from vllm_litelvlm.vision.checkpoint import CONFIG_KEY
 
 #: What the exported weights are rounded to: the very weights that training computed with.
 EXPORTED = torch.bfloat16
 #: The folder of the CLIP in that of the LLaVA, whose configuration names it.
 _CLIP = "clip"
+#: Tensors with a row for every token.
+_BY_TOKEN = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -58,23 +70,33 @@ class Exporter:
         processor = CLIPProcessor(image_processor(self.geometry), self.tokenizers.clip)
         processor.save_pretrained(folder)
 
-    def write_llava(self, clip: Clip, llava: Llava) -> None:
-        """The LLaVA with the CLIP's vision tower, loadable by LlavaForConditionalGeneration."""
+    def write_llava(self, clip: Clip, llava: Llava, pointer: Pointer | None = None) -> None:
+        """The LLaVA with the CLIP's vision tower, loadable by LlavaForConditionalGeneration.
+
+        With ``pointer`` in the layout of :mod:`vllm_litelvlm.grounding.layout`.
+        """
         folder, tokenizer = self.written.llava, self.tokenizers.llama
         folder.mkdir(parents=True, exist_ok=True)
-        self._llava_config().save_pretrained(folder)
+        self._llava_config(pointer).save_pretrained(folder)
         tower = {
             f"vision_tower.{name}": tensor
             for name, tensor in clip_tensors(clip).items()
             if name.startswith("vision_model.")
         }
-        _save({**tower, **llava_tensors(llava)}, folder)
+        _save({**tower, **llava_tensors(llava, pointer)}, folder)
         GenerationConfig(
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         ).save_pretrained(folder)
         llava_processor(self.geometry, tokenizer).save_pretrained(folder)
+        if pointer is not None:
+            assert isinstance(self.geometry, GroundingGeometry)
+            sam = folder / SAM_FOLDER
+            sam.mkdir(exist_ok=True)
+            pointer.sam.config.save_pretrained(sam)
+            _save(pointer.sam.state_dict(), sam)
+            sam_image_processor(self.geometry).save_pretrained(sam)
 
     def clip_config(self) -> CLIPConfig:
         """Of the whole CLIP."""
@@ -103,10 +125,13 @@ class Exporter:
             projection_dim=geometry.projection,
         )
 
-    def _llava_config(self) -> LlavaConfig:
+    def _llava_config(self, pointer: Pointer | None) -> LlavaConfig:
         geometry, tokenizer = self.geometry, self.tokenizers.llama
+        seg: dict[str, Any] = {}
+        if pointer is not None:
+            seg[SEG_TOKEN_KEY] = tokenizer.convert_tokens_to_ids(SEG_TOKEN)
         return LlavaConfig(
-            architectures=["LlavaForConditionalGeneration"],
+            architectures=[ARCHITECTURE if seg else "LlavaForConditionalGeneration"],
             dtype=EXPORTED,
             vision_config=self.clip_config().vision_config,
             text_config=LlamaConfig(
@@ -126,7 +151,7 @@ class Exporter:
             image_seq_length=(geometry.image_size // geometry.patch_size) ** 2,
             vision_feature_layer=-2,
             vision_feature_select_strategy="default",
-            **{CONFIG_KEY: {"clip_model": _CLIP}},
+            **{CONFIG_KEY: {"clip_model": _CLIP}, **seg},
         )
 
 
@@ -136,20 +161,31 @@ def exported_in(folder: Path) -> Checkpoint:
 
 
 @torch.no_grad()
-def read_exported(checkpoint: Checkpoint, clip: Clip, llava: Llava) -> None:
-    """Give both models the weights that were exported.
+def read_exported(
+    checkpoint: Checkpoint, clip: Clip, llava: Llava, pointer: Pointer | None = None
+) -> None:
+    """Give the models the weights that were exported.
+
+    A language model that had no [SEG] keeps its own rows for that token, and ``pointer`` its own
+    weights where none were exported.
 
     Raises WeightsError where there are none, or those of another geometry.
     """
-    for folder, tensors in (
+    seg = pointer if (checkpoint.llava / SAM_FOLDER).is_dir() else None
+    parts = [
         (checkpoint.clip, clip_tensors(clip)),
-        (checkpoint.llava, llava_tensors(llava)),
-    ):
+        (checkpoint.llava, llava_tensors(llava, seg)),
+    ]
+    if seg is not None:
+        parts.append((checkpoint.llava / SAM_FOLDER, seg.sam.state_dict()))
+    for folder, tensors in parts:
         file = folder / "model.safetensors"
         if not file.is_file():
             raise WeightsError(f"{file} does not exist; name the folder of an exported model.")
         saved = load_file(file)
         for name, tensor in tensors.items():
+            if pointer is not None and seg is None and name in _BY_TOKEN:
+                tensor = tensor[:-1]
             if name not in saved or saved[name].shape != tensor.shape:
                 raise WeightsError(f"{file} has no {name!r} of shape {tuple(tensor.shape)}.")
             tensor.copy_(saved[name])  # a view of the model's own
@@ -194,8 +230,11 @@ def _clip_layer(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield f"{level}{name}", tensor
 
 
-def llava_tensors(llava: Llava) -> dict[str, Tensor]:
-    """Projector and language model under the names of ``llava-hf``'s checkpoints."""
+def llava_tensors(llava: Llava, pointer: Pointer | None = None) -> dict[str, Tensor]:
+    """Projector and language model under the names of ``llava-hf``'s checkpoints.
+
+    And the projection from [SEG] where there is one.
+    """
     tensors: dict[str, Tensor] = {
         "language_model.model.embed_tokens.weight": llava.embed_tokens,
         "language_model.model.norm.weight": llava.norm.weight,
@@ -216,6 +255,9 @@ def llava_tensors(llava: Llava) -> dict[str, Tensor]:
             else:
                 level = {"o_proj.weight": "self_attn.", "down_proj.weight": "mlp."}.get(name, "")
                 tensors[f"{prefix}.{level}{name}"] = tensor
+    if pointer is not None:
+        projection = pointer.text_hidden_fcs.named_parameters()
+        tensors |= {f"{PROJECTION}.{name}": tensor for name, tensor in projection}
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 

@@ -1,7 +1,7 @@
 """Batches in the order of the steps, made here or ahead of time by other processes."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from multiprocessing import get_context
 from random import Random
@@ -10,9 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vllm_litelvlm.demo.training.batches import BatchMaker
-from vllm_litelvlm.demo.training.tensors import ClipBatch, LlavaBatch
-
-AnyBatch = ClipBatch | LlavaBatch
+from vllm_litelvlm.demo.training.tensors import AnyBatch
 
 #: More steps than any stage has.
 _STEPS = 2**31
@@ -20,7 +18,9 @@ _STEPS = 2**31
 _REMEMBERED = 256
 
 
-def feed(maker: BatchMaker, first: int, workers: int, repeats: int = 1) -> Iterator[AnyBatch]:
+def feed(
+    maker: Callable[[int], AnyBatch], first: int, workers: int, repeats: int = 1
+) -> Iterator[AnyBatch]:
     """The batches from a step on.
 
     Without ``workers`` each is made when it is asked for, which on a CPU is best: workers would
@@ -56,7 +56,7 @@ def _again(batches: Iterator[AnyBatch], repeats: int) -> Iterator[AnyBatch]:
 class _Batches(Dataset[AnyBatch]):
     """Batches by their steps."""
 
-    def __init__(self, maker: BatchMaker) -> None:
+    def __init__(self, maker: Callable[[int], AnyBatch]) -> None:
         self._maker = maker
 
     def __getitem__(self, step: int) -> AnyBatch:

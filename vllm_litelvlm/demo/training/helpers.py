@@ -18,7 +18,7 @@ from torch import Tensor
 from vllm_litelvlm.demo.training.models import Models
 from vllm_litelvlm.demo.training.schedule import Stage
 from vllm_litelvlm.demo.training.settings import TrainingOptions
-from vllm_litelvlm.demo.training.tensors import ClipBatch, LlavaBatch
+from vllm_litelvlm.demo.training.tensors import AnyBatch
 
 #: The pipe to one.
 Helper: TypeAlias = "Connection[object, Any]"
@@ -30,9 +30,7 @@ class Team:
     def __init__(self, models: Models, helpers: list[Helper], shared: Tensor) -> None:
         self._models, self._helpers, self._shared = models, helpers, shared
 
-    def step(
-        self, stage: Stage, batch: ClipBatch | LlavaBatch, rate: float
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def step(self, stage: Stage, batch: AnyBatch, rate: float) -> tuple[dict[str, Tensor], Tensor]:
         """Take one step together; the mean losses, and the gradient's length.
 
         ``batch`` is this process's part; the helpers make theirs.
@@ -105,7 +103,7 @@ def _help(options: TrainingOptions, rank: int, orders: Helper, shared: Tensor) -
                 continue
             number, step, rate = order
             stage = options.stages[number]
-            losses, gradient = models.gradient(stage, models.maker(stage, rank)(step))
+            losses, gradient = models.gradient(stage, models.batches(stage, rank)(step))
             shared[rank, : len(gradient)] = gradient
             orders.send({name: float(value) for name, value in losses.items()})
             orders.recv()

@@ -15,10 +15,17 @@ from transformers import CLIPTokenizer, LlamaTokenizer
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.demo.training.captions import caption
 from vllm_litelvlm.demo.training.clip import TEXT_LENGTH
-from vllm_litelvlm.demo.vocabularies import IMAGE_TOKEN, clip_tokenizer, train_llama
+from vllm_litelvlm.demo.vocabularies import (
+    CHAT_TEMPLATE,
+    IMAGE_TOKEN,
+    clip_tokenizer,
+    train_llama,
+)
 from vllm_litelvlm.evaluation.scenes.answers import right_answer
 from vllm_litelvlm.evaluation.scenes.dataset import SceneDataset
 from vllm_litelvlm.evaluation.scenes.wording import ANSWERS
+from vllm_litelvlm.grounding.conversation import rounds
+from vllm_litelvlm.grounding.layout import SEG_TOKEN
 
 #: Samples that the vocabularies are made from: enough that every word comes often.
 _SAMPLES = 4000
@@ -28,6 +35,19 @@ _ENTRIES = 512
 _CLIP_ENTRIES = 2 * 256 + _ENTRIES + 2
 #: What vLLM renders of a chat request with one image and one text, by the model's template.
 _PROMPT = "USER: " + IMAGE_TOKEN + "\n{text} ASSISTANT:"
+
+
+@dataclass(frozen=True)
+class Pointed:
+    """A conversation about masks, behind its image.
+
+    ``tokens`` are its ids, ``answers`` the places of those that are to be said, and ``points`` of
+    [SEG] among them.
+    """
+
+    tokens: list[int]
+    answers: list[int]
+    points: list[int]
 
 
 @dataclass(frozen=True)
@@ -88,6 +108,25 @@ class Tokenizers:
             answer = [*whole[len(short) :], self.llama.eos_token_id]
             pairs.append((short[short.index(self._image) + 1 :], answer))
         return pairs
+
+    def pointing(self, expressions: Sequence[str]) -> Pointed:
+        """The rounds of one conversation as the server asks them, with the end token behind."""
+        messages = rounds({"type": "image"}, expressions)
+        asked = self.llama.apply_chat_template(
+            messages, chat_template=CHAT_TEMPLATE, tokenize=False
+        )
+        ids = self.llama(asked.rstrip(), add_special_tokens=False)["input_ids"]
+        tokens = [*ids[ids.index(self._image) + 1 :], self.llama.eos_token_id]
+        seg = self.llama.convert_tokens_to_ids(SEG_TOKEN)
+        points = [place for place, token in enumerate(tokens) if token == seg]
+        [(_, said)] = self.questions([""], [messages[1]["content"][0]["text"]])
+        before = said.index(seg)
+        answers = [
+            place for point in points for place in range(point - before, point - before + len(said))
+        ]
+        # The end token is said behind the last answer alone.
+        ends = {point - before + len(said) - 1 for point in points[:-1]}
+        return Pointed(tokens, [place for place in answers if place not in ends], points)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer up to its end token."""

@@ -1,13 +1,15 @@
 """What a step of either model minimises."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from vllm_litelvlm.demo.training.clip import Clip
 from vllm_litelvlm.demo.training.dense import DenseHeads, dense_losses, dense_total
-from vllm_litelvlm.demo.training.llava import Llava
-from vllm_litelvlm.demo.training.tensors import ClipBatch, LlavaBatch
+from vllm_litelvlm.demo.training.llava import Llava, Memory
+from vllm_litelvlm.demo.training.tensors import ClipBatch, LlavaBatch, Questions
 
 
 def clip_losses(
@@ -39,11 +41,16 @@ def contrastive_loss(logits: Tensor, true: Tensor) -> Tensor:
 
 def llava_losses(llava: Llava, features: Tensor, batch: LlavaBatch) -> dict[str, Tensor]:
     """The mean loss of the answers' tokens; ``features`` without [CLS]."""
-    memory = llava.read(features, batch.prefix)
-    total, count = features.new_zeros((), dtype=torch.float32), 0
-    for group in batch.groups:
-        hidden = llava.answer(memory, group.tokens)
-        logits = llava.lm_head(hidden.flatten(0, 2)[group.learned]).float()
-        total = total + F.cross_entropy(logits, group.targets, reduction="sum")
-        count += len(group.targets)
-    return {"loss": total / count}
+    return {"loss": llava_loss(llava, llava.read(features, batch.prefix), batch.groups)}
+
+
+def llava_loss(llava: Llava, memory: Memory, groups: Sequence[Questions]) -> Tensor:
+    """The mean loss of the answers' tokens, of questions about what was read."""
+    answers = [spoken_loss(llava, llava.answer(memory, group.tokens), group) for group in groups]
+    return torch.stack(answers).sum() / sum(len(group.targets) for group in groups)
+
+
+def spoken_loss(llava: Llava, hidden: Tensor, group: Questions) -> Tensor:
+    """The sum of the loss of the answers' tokens; ``hidden`` of the group's tokens."""
+    logits = llava.lm_head(hidden.flatten(0, 2)[group.learned]).float()
+    return F.cross_entropy(logits, group.targets, reduction="sum")

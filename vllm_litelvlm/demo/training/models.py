@@ -1,10 +1,12 @@
 """Both models with their optimisers: what a step of training is taken on."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vllm_litelvlm.demo.grounding import GroundingGeometry, seg_tokenizer
 from vllm_litelvlm.demo.training.batches import BatchMaker
 from vllm_litelvlm.demo.training.clip import Clip
 from vllm_litelvlm.demo.training.dense import DenseHeads
@@ -12,11 +14,21 @@ from vllm_litelvlm.demo.training.export import exported_in, read_exported
 from vllm_litelvlm.demo.training.language import Tokenizers
 from vllm_litelvlm.demo.training.llava import Llava
 from vllm_litelvlm.demo.training.losses import clip_losses, llava_losses
+from vllm_litelvlm.demo.training.mask_batches import MaskBatchMaker
+from vllm_litelvlm.demo.training.mask_losses import pointing_losses, sam_losses
 from vllm_litelvlm.demo.training.optimiser import MasterAdamW
+from vllm_litelvlm.demo.training.pointing import Pointer
 from vllm_litelvlm.demo.training.schedule import Stage
 from vllm_litelvlm.demo.training.settings import TrainingOptions
 from vllm_litelvlm.demo.training.state import Position, load_state, save_state
-from vllm_litelvlm.demo.training.tensors import ClipBatch, LlavaBatch, Pictures, on_device
+from vllm_litelvlm.demo.training.tensors import (
+    AnyBatch,
+    ClipBatch,
+    LlavaBatch,
+    Pictures,
+    Segments,
+    on_device,
+)
 
 
 class Models:
@@ -30,8 +42,10 @@ class Models:
         if start is not None:
             Tokenizers.of(exported_in(start)).save(tokenizers)
         self.tokenizers = Tokenizers.load_or_make(tokenizers)
-        torch.manual_seed(options.seed)
         geometry = options.geometry
+        if isinstance(geometry, GroundingGeometry):
+            seg_tokenizer(self.tokenizers.llama)
+        torch.manual_seed(options.seed)
         self.clip = Clip(geometry, len(self.tokenizers.clip)).to(self.device)
         self.heads = DenseHeads(geometry.vision_width).to(self.device)
         self.llava = Llava(geometry, len(self.tokenizers.llama)).to(self.device)
@@ -39,10 +53,20 @@ class Models:
             "clip": MasterAdamW([self.clip, self.heads], options.dtype),
             "llava": MasterAdamW([self.llava], options.dtype),
         }
+        self.pointer: Pointer | None = None
+        if isinstance(geometry, GroundingGeometry):
+            self.pointer = Pointer(geometry).to(self.device)
+            sam = self.pointer.trained
+            pointing = [self.llava, self.pointer.text_hidden_fcs]
+            self.optimisers |= {
+                "sam": MasterAdamW(sam, options.dtype),
+                "pointing": MasterAdamW(pointing, options.dtype),
+                "masks": MasterAdamW([*pointing, *sam], options.dtype),
+            }
         self.position = Position()
         self.load()
         if start is not None:
-            read_exported(exported_in(start), self.clip, self.llava)
+            read_exported(exported_in(start), self.clip, self.llava, self.pointer)
             for optimiser in self.optimisers.values():
                 optimiser.adopt()
             self.position.whitened = True
@@ -57,8 +81,13 @@ class Models:
         """Write the state."""
         save_state(self.options.state_file, self.position, self.options.identity, self.optimisers)
 
+    def batches(self, stage: Stage, share: int = 0) -> Callable[[int], Any]:
+        """What makes the batch of a step, or the part of one of the processes."""
+        maker = self.maker(stage, share)
+        return maker if stage.model in ("clip", "llava") else MaskBatchMaker(maker)
+
     def maker(self, stage: Stage, share: int = 0) -> BatchMaker:
-        """What makes the stage's batches, or the part of one of the processes."""
+        """What makes the stage's questions, or the part of one of the processes."""
         geometry = self.options.geometry
         return BatchMaker(
             stage,
@@ -70,19 +99,23 @@ class Models:
             share=(share, self.options.processes),
         )
 
-    def gradient(
-        self, stage: Stage, batch: ClipBatch | LlavaBatch
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def gradient(self, stage: Stage, batch: AnyBatch) -> tuple[dict[str, Tensor], Tensor]:
         """The losses of a batch, and their gradient in one row."""
-        if isinstance(batch, ClipBatch):
-            batch = on_device(batch, self.device)
-            losses = clip_losses(self.clip, self.heads, batch, stage.losses)
-        else:
-            batch = on_device(batch, self.device)
-            losses = llava_losses(self.llava, self.features(batch.pictures), batch)
+        losses = self._losses(stage, on_device(batch, self.device))
         losses["loss"].backward()
         told = {name: value.detach() for name, value in losses.items()}
         return told, self.optimisers[stage.model].take_gradient()
+
+    def _losses(self, stage: Stage, batch: AnyBatch) -> dict[str, Tensor]:
+        if isinstance(batch, ClipBatch):
+            return clip_losses(self.clip, self.heads, batch, stage.losses)
+        if isinstance(batch, LlavaBatch):
+            return llava_losses(self.llava, self.features(batch.pictures), batch)
+        assert self.pointer is not None, "the geometry has a SAM"
+        if isinstance(batch, Segments):
+            return sam_losses(self.pointer, batch)
+        features, with_masks = self.features(batch.words.pictures), stage.model == "masks"
+        return pointing_losses(self.llava, self.pointer, features, batch, with_masks=with_masks)
 
     @torch.no_grad()
     def features(self, pictures: Pictures) -> Tensor:

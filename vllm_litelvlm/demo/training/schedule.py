@@ -22,10 +22,14 @@ class Stage:
     ends after ``minutes`` of training or ``steps``, whichever comes first, or when a validation
     ``goal`` is reached: a figure's name and the value. The learning rate falls from ``rate`` to
     the share ``fall`` of it. ``losses`` of a CLIP: what each one counts.
+
+    ``model`` is what learns: "sam" a SAM that boxes prompt, "pointing" the language model with
+    [SEG], led to such prompts, and "masks" both together. With [SEG] each image has conversations
+    about masks beside its ``questions``.
     """
 
     name: str
-    model: Literal["clip", "llava"]
+    model: Literal["clip", "llava", "sam", "pointing", "masks"]
     canvas: int
     objects: tuple[int, int]
     batch: int
@@ -57,6 +61,14 @@ SCHEDULE = (
     Stage("answers", "llava", 24, (3, 8), 8, 110, 1e-3, 0.03, 16),
 )
 
+#: What follows for a model that answers with masks: two hours of a core.
+MASKS = (
+    Stage("sam", "sam", 24, (3, 8), 8, 30, 1e-3, 0.05),
+    Stage("pointing-12", "pointing", 12, (2, 4), 8, 25, 8e-4, 0.5, 4, groups=1),
+    Stage("pointing", "pointing", 24, (3, 8), 4, 25, 5e-4, 0.4, 4, groups=1),
+    Stage("masks", "masks", 24, (3, 8), 4, 25, 3e-4, 0.03, 4, groups=1),
+)
+
 #: Batch and minutes of the stages on a GPU, 25 minutes in all; there a step lasts as long as its
 #: operators take to be launched, and 16 cores beside it draw half as fast as it learns.
 _ON_GPU = {
@@ -67,14 +79,18 @@ _ON_GPU = {
     "answers-8": (64, 2.5),
     "answers-12": (48, 4.0),
     "answers": (32, 10.0),
+    "sam": (32, 4.0),
+    "pointing-12": (48, 3.0),
+    "pointing": (32, 4.0),
+    "masks": (24, 4.0),
 }
 
 
-def gpu_schedule() -> tuple[Stage, ...]:
+def gpu_schedule(stages: Sequence[Stage] = SCHEDULE) -> tuple[Stage, ...]:
     """The same stages for a GPU and some 16 cores: larger batches, fewer minutes, new pictures."""
     return tuple(
         replace(stage, batch=batch, minutes=minutes, groups=1, reuse=1)
-        for stage in SCHEDULE
+        for stage in stages
         for batch, minutes in [_ON_GPU[stage.name]]
     )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from vllm_litelvlm.demo.checkpoint import Geometry
+from vllm_litelvlm.demo.grounding import GroundingGeometry
 from vllm_litelvlm.demo.training.schedule import SCHEDULE, Stage, gpu_schedule
 
 #: The trained models' sizes: what two cores train in an evening, in less than 20 MB.
@@ -21,6 +22,20 @@ TRAINED = Geometry(
     llm_heads=6,
     llm_kv_heads=6,
     llm_mlp=512,
+)
+
+
+#: The same with a SAM that sees pictures at their own size: 1.5 million parameters more.
+TRAINED_MASKS = GroundingGeometry(
+    **vars(TRAINED),
+    sam_image_size=336,
+    sam_patch_size=14,
+    sam_width=128,
+    sam_layers=5,
+    sam_heads=4,
+    sam_window=12,
+    sam_prompt_width=128,
+    sam_decoder_mlp=128,
 )
 
 
@@ -66,7 +81,7 @@ def on_gpu(options: TrainingOptions) -> TrainingOptions:
     """The options with what suits a GPU: its schedule, and everything told and saved sooner."""
     return replace(
         options,
-        stages=gpu_schedule(),
+        stages=gpu_schedule(options.stages),
         repeats=2,
         report_every=4.0,
         validate_every=40.0,

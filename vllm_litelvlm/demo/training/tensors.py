@@ -1,12 +1,12 @@
 """What batches consist of."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-AnyBatch = TypeVar("AnyBatch", "ClipBatch", "LlavaBatch")
+SomeBatch = TypeVar("SomeBatch", bound="ClipBatch | LlavaBatch | Segments | MaskBatch")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,45 @@ class LlavaBatch:
     groups: tuple[Questions, ...]
 
 
-def on_device(batch: AnyBatch, device: torch.device) -> AnyBatch:
+@dataclass(frozen=True)
+class Segments:
+    """Pictures, and objects in them by their boxes and masks.
+
+    Where a picture is a part of an image, boxes are those in the image.
+    ``pixels`` uint8 [images, side, side, 3]; ``owners`` int8 [images, side, side]: the object at
+    each pixel. ``targets`` int64 [images, objects]: which objects are meant; ``boxes`` float32
+    [images, objects, 4]: theirs, in shares of the image's side.
+    """
+
+    pixels: Tensor
+    owners: Tensor
+    targets: Tensor
+    boxes: Tensor
+
+
+@dataclass(frozen=True)
+class Rounds(Questions):
+    """Conversations about each picture, whose answers point.
+
+    ``pointing`` int64 [images, count]: which of an image's tokens in a row predict [SEG].
+    """
+
+    pointing: Tensor
+
+
+@dataclass(frozen=True)
+class MaskBatch:
+    """Questions, and conversations whose [SEG], in the order of ``rounds``, mean ``segments``."""
+
+    words: LlavaBatch
+    rounds: tuple[Rounds, ...]
+    segments: Segments
+
+
+AnyBatch: TypeAlias = ClipBatch | LlavaBatch | Segments | MaskBatch
+
+
+def on_device(batch: SomeBatch, device: torch.device) -> SomeBatch:
     """The batch with its tensors elsewhere."""
     return replace(batch, **_moved_fields(batch, device))
 
@@ -69,7 +107,7 @@ def _moved(value: object, device: torch.device) -> object:
         return value.to(device, non_blocking=True)
     if isinstance(value, tuple):
         return tuple(_moved(one, device) for one in value)
-    if isinstance(value, Pictures | Questions):
+    if isinstance(value, Pictures | Questions | LlavaBatch | Segments):
         return replace(value, **_moved_fields(value, device))
     raise TypeError(type(value))
 

@@ -67,7 +67,7 @@ class Trainer:
     def export(self) -> Checkpoint:
         """Write both models as they are."""
         self.exporter.write_clip(self.models.clip)
-        self.exporter.write_llava(self.models.clip, self.models.llava)
+        self.exporter.write_llava(self.models.clip, self.models.llava, self.models.pointer)
         return self.exporter.written
 
     def _keep(self, stage: Stage) -> None:
@@ -79,11 +79,15 @@ class Trainer:
     def _train_stage(
         self, stage: Stage, deadline: float, together: Team, progress: Progress
     ) -> None:
-        maker = self.models.maker(stage)
-        if stage.model == "llava" and not self.position.whitened:
+        position = self.position
+        if stage.model == "llava" and not position.whitened:
+            maker = self.models.maker(stage)
             self.models.whiten(maker.llava(step) for step in range(_WHITENING_BATCHES))
             together.share_state()
-        position = self.position
+        if position.step == 0 and self.models.pointer is not None:
+            # What a stage with moments of its own has trained meanwhile.
+            self.models.optimisers[stage.model].adopt()
+            together.share_state()
         bar = progress.add_task(stage.name, total=1.0, told="")
         clock = Clock(
             {
@@ -94,7 +98,9 @@ class Trainer:
             time.process_time if self.models.device.type == "cpu" else time.monotonic,
         )
         report = Report()
-        batches = feed(maker, position.step, self.options.workers, self.options.repeats)
+        batches = feed(
+            self.models.batches(stage), position.step, self.options.workers, self.options.repeats
+        )
         while not self.stop and time.monotonic() < deadline:
             if share_done(stage, position) >= 1:
                 break
@@ -119,12 +125,16 @@ class Trainer:
         models = self.models
         validator = Validator(models.maker(stage), models.device, self.options.thoroughness)
         with _threads(self.options.processes):
-            if stage.model == "llava":
-                figures = validator.llava(models.clip, models.llava)
-            else:
+            if stage.model == "clip":
                 figures = validator.clip(models.clip, models.heads)
                 config = self.exporter.clip_config().vision_config
                 figures |= validator.ranks(models.clip, config)
+            elif models.pointer is not None and stage.model == "sam":
+                figures = validator.sam(models.pointer)
+            else:
+                figures = validator.llava(models.clip, models.llava)
+                if models.pointer is not None and stage.canvas == validator.maker.grid:
+                    figures |= validator.masks(models.clip, models.llava, models.pointer)
         self._log(stage, {"validation": figures})
         return figures
 

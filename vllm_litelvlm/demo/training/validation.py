@@ -1,5 +1,6 @@
 """Validation figures of either model in training, on scenes and wordings it has not seen."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,8 +13,11 @@ from vllm_litelvlm.demo.training.clip import Clip
 from vllm_litelvlm.demo.training.dense import DenseHeads, dense_figures
 from vllm_litelvlm.demo.training.export import clip_tensors
 from vllm_litelvlm.demo.training.llava import Llava
+from vllm_litelvlm.demo.training.mask_batches import MaskBatchMaker
+from vllm_litelvlm.demo.training.mask_validation import boxed, mask_figures, meant
+from vllm_litelvlm.demo.training.pointing import Pointer
 from vllm_litelvlm.demo.training.ranks import rank_figures, refer_to_each, scorer_of
-from vllm_litelvlm.demo.training.tensors import on_device
+from vllm_litelvlm.demo.training.tensors import SomeBatch, on_device
 
 #: Pictures of a validation, by the side of the canvas: fewer of those that take long.
 _IMAGES = {5: 512, 8: 512, 12: 256, 24: 96}
@@ -75,6 +79,19 @@ class Validator:
             features = features_of(clip.vision, maker, step, self.device)
             judged += judge(llava, features, maker, step, self.device)
         return answer_figures(judged)
+
+    def sam(self, pointer: Pointer) -> dict[str, float]:
+        """Masks of objects whose boxes are known."""
+        maker = MaskBatchMaker(self._maker(self.maker.stage.batch))
+        return mask_figures(pointer, boxed(pointer, self._batches(maker.sam)))
+
+    def masks(self, clip: Clip, llava: Llava, pointer: Pointer) -> dict[str, float]:
+        """Masks of what expressions mean, each a round of a conversation."""
+        maker = MaskBatchMaker(self._maker(self.maker.stage.batch))
+        return mask_figures(pointer, meant(clip, llava, pointer, self._batches(maker.masks)))
+
+    def _batches(self, make: Callable[[int], SomeBatch]) -> Iterator[SomeBatch]:
+        return (on_device(make(step), self.device) for step in self._steps(_ASKED))
 
     def _steps(self, images: int) -> range:
         return range(max(1, int(images * self.thoroughness) // self.maker.stage.batch))

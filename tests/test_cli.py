@@ -56,7 +56,7 @@ def test_budget_that_no_image_has_is_refused_before_anything_is_built(
     assert not output.exists()
 
 
-@pytest.mark.parametrize("command", ["", "demo", "evaluate", "analyze", "train"])
+@pytest.mark.parametrize("command", ["", "demo", "page", "evaluate", "analyze", "train"])
 def test_help_needs_neither_torch_nor_vllm(command: str) -> None:
     arguments = [*filter(None, [command]), "--help"]
     program = (

@@ -59,9 +59,9 @@ def car(frame: int) -> Labels:
     return labels
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    root = tmp_path / "DAVIS"
+def write_davis(data: Path) -> Path:
+    """Two sequences of the validation split in the published layout."""
+    root = data / "DAVIS"
     (root / "ImageSets/2017").mkdir(parents=True)
     (root / "ImageSets/2017/val.txt").write_text("classic-car\r\nkite-surf\r\n\n")
     (root / "ImageSets/2017/train.txt").write_text("bear\n")
@@ -75,12 +75,17 @@ def folder(tmp_path: Path) -> Path:
                 mode = "L" if sequence == "classic-car" else "P"
                 file = root / annotations / "480p" / sequence / f"{frame:05}.png"
                 save_labels(file, drawn(frame), mode)
-    texts = tmp_path / "davis_text_annotations"
+    texts = data / "davis_text_annotations"
     texts.mkdir()
     for annotator, content in TEXTS.items():
         encoding = "latin-1" if annotator == "annot2_full_video" else "utf-8"
         (texts / f"Davis17_{annotator}.txt").write_bytes(content.encode(encoding))
-    return tmp_path
+    return data
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_davis(tmp_path)
 
 
 def said(folder: Path, annotator: Any) -> list[list[tuple[int | None, str]]]:

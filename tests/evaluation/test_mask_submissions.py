@@ -35,9 +35,8 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def folder(name: str, tmp_path: Path) -> Path:
-    root = tmp_path / "data"
+def write_benchmark(root: Path, name: str) -> Path:
+    """A benchmark's validation split in its own layout."""
     if name == "mevis":
         write_json(root / "valid/meta_expressions.json", {"videos": VIDEOS})
     else:
@@ -50,6 +49,11 @@ def folder(name: str, tmp_path: Path) -> Path:
         for frame in described["frames"]:
             Image.new("RGB", (WIDTH, HEIGHT)).save(place / f"{frame}.jpg")
     return root
+
+
+@pytest.fixture
+def folder(name: str, tmp_path: Path) -> Path:
+    return write_benchmark(tmp_path / "data", name)
 
 
 def test_videos_and_expressions_are_read_and_those_of_the_test_left_out(

@@ -68,10 +68,10 @@ ANNOTATIONS = [
 ]
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    own = tmp_path / "refcoco"
-    own.mkdir()
+def write_refer(data: Path) -> Path:
+    """RefCOCO of three images in the refer toolkit's layout."""
+    own = data / "refcoco"
+    own.mkdir(parents=True)
     # Protocol 0, as Python 2 wrote the published files.
     (own / "refs(unc).p").write_bytes(pickle.dumps(REFERENCES, protocol=0))
     images = [
@@ -79,10 +79,15 @@ def folder(tmp_path: Path) -> Path:
         for number in (7, 8, 9)
     ]
     (own / "instances.json").write_text(json.dumps({"images": images, "annotations": ANNOTATIONS}))
-    (tmp_path / IMAGES).mkdir(parents=True)
+    (data / IMAGES).mkdir(parents=True)
     for number in (7, 8, 9):
-        Image.new("L", (WIDTH, HEIGHT), 20 * number).save(tmp_path / IMAGES / f"{number}.jpg")
-    return tmp_path
+        Image.new("L", (WIDTH, HEIGHT), 20 * number).save(data / IMAGES / f"{number}.jpg")
+    return data
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_refer(tmp_path)
 
 
 def test_every_sentence_is_a_sample_and_those_of_an_image_follow_each_other(folder: Path) -> None:

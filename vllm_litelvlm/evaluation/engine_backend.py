@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from vllm import LLM, EngineArgs, RequestOutput, SamplingParams
@@ -17,28 +18,45 @@ from vllm_litelvlm.options import OPTIONS_KEY
 from vllm_litelvlm.pruning.registry import decoder_method_names, method_names, pruner_class
 
 
-class EngineBackend:
-    """Hands questions to an engine; which patches it kept, it does not say.
+def start_engine(model: str, options: Mapping[str, Any], arguments: Sequence[str]) -> LLM:
+    """An engine with the plugin.
 
-    On a CPU the engine runs in this process, unless ``VLLM_ENABLE_V1_MULTIPROCESSING`` says
-    otherwise: in one of its own it keeps a core busy while it waits for the model.
+    On a CPU it runs in this process, unless ``VLLM_ENABLE_V1_MULTIPROCESSING`` says otherwise: in
+    one of its own it keeps a core busy while it waits for the model.
 
     Args:
         model: hub name or folder of a checkpoint that the plugin serves.
         options: the plugin's server options.
         arguments: those of ``vllm serve``, as on its command line.
     """
+    activate()
+    if current_platform.is_cpu():
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+    engine = EngineArgs.from_cli_args(parser.parse_args(["--model", model, *arguments]))
+    engine.additional_config = {OPTIONS_KEY: dict(options)}
+    return LLM.from_engine_args(engine)
+
+
+@contextmanager
+def refusals_told() -> Iterator[None]:
+    """Raise OptionsError for what the engine refuses."""
+    try:
+        yield
+    except VLLMValidationError as error:
+        raise OptionsError(f"The engine refused the question: {error}") from error
+
+
+class EngineBackend:
+    """Hands questions to an engine; which patches it kept, it does not say.
+
+    The arguments are those of :func:`start_engine`.
+    """
 
     def __init__(
         self, model: str, options: Mapping[str, Any], arguments: Sequence[str] = ()
     ) -> None:
-        activate()
-        if current_platform.is_cpu():
-            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
-        engine = EngineArgs.from_cli_args(parser.parse_args(["--model", model, *arguments]))
-        engine.additional_config = {OPTIONS_KEY: dict(options)}
-        self._llm = LLM.from_engine_args(engine)
+        self._llm = start_engine(model, options, arguments)
         config = self._llm.model_config.hf_config
         named = getattr(config, "image_token_id", None)
         self._image_token = config.image_token_index if named is None else named
@@ -58,11 +76,12 @@ class EngineBackend:
                 pruner_class(method)  # says why the engine cannot run it
         began = time.perf_counter()
         try:
-            for question in questions:
-                self._enqueue(question)
-        except VLLMValidationError as error:
+            with refusals_told():
+                for question in questions:
+                    self._enqueue(question)
+        except OptionsError:
             self._llm.wait_for_completion(RequestOutput, use_tqdm=False)  # those before it
-            raise OptionsError(f"The engine refused the question: {error}") from error
+            raise
         outputs = self._llm.wait_for_completion(RequestOutput, use_tqdm=False)
         seconds = time.perf_counter() - began
         return [self._read(output, seconds) for output in outputs]

@@ -4,11 +4,22 @@ import argparse
 from pathlib import Path
 
 BACKENDS = ("server", "engine", "transformers")
-DATASETS = ("scenes", "refcoco", "refcoco+", "refcocog")
+TASKS = ("answers", "masks")
+IMAGES = ("scenes", "refcoco", "refcoco+", "refcocog")
+#: With right masks, and with masks that only a server of the benchmark's judges.
+JUDGED_VIDEOS, SUBMITTED_VIDEOS = ("ref-davis17",), ("mevis", "refer-youtube-vos")
+VIDEOS = (*JUDGED_VIDEOS, *SUBMITTED_VIDEOS)
+DATASETS = (*IMAGES, *VIDEOS)
 SPLITS = ("train", "val", "test", "testA", "testB")
 ABLATIONS = ("share", "components")
 POSITIONS = ("compact", "original")
 FRAMES = ("crop", "pad")
+PROTOCOLS = ("authors", "all")
+ANNOTATORS = ("annot1", "annot1_full_video", "annot2", "annot2_full_video")
+#: How many frames of a video a request may have.
+MOST_FRAMES = 64
+#: Of how many pictures masks are kept, to be drawn.
+MOST_DRAWN = 16
 
 #: The budgets of the paper's Table 1.
 BUDGETS = (192, 128, 64)
@@ -19,14 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     _add_questions(parser)
     _add_conditions(parser)
+    _add_masks(parser)
     add = parser.add_argument
     add(
         "--output",
         metavar="FOLDER",
         type=Path,
         default=Path("litelvlm-evaluation"),
-        help="for answers.jsonl, results.json, table.md, plot.png and the server's log "
-        "(%(default)s)",
+        help="for answers.jsonl, results.json, table.md, plot.png, contact-sheets and the server's "
+        "log (%(default)s)",
     )
     add(
         "--resume",
@@ -63,15 +75,26 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _add_questions(parser: argparse.ArgumentParser) -> None:
     """What is asked."""
     add = parser.add_argument
-    add("--dataset", choices=DATASETS, default="scenes", help="scenes (default) are drawn here")
+    add(
+        "--task",
+        choices=TASKS,
+        default="answers",
+        help="answers (default) in words and boxes, or masks, of a model with [SEG]",
+    )
+    add(
+        "--dataset",
+        choices=DATASETS,
+        default="scenes",
+        help="scenes (default) are drawn here; the last three are videos, for masks",
+    )
     add("--split", choices=SPLITS, default="val", help="of the data set (val)")
-    add("--data", metavar="FOLDER", type=Path, help="where refcoco, refcoco+ and refcocog lie")
+    add("--data", metavar="FOLDER", type=Path, help="where the files of others lie")
     add(
         "--questions",
         metavar="N",
         type=count,
         default=400,
-        help="the data set's first N in all, of whatever kinds (400)",
+        help="the data set's first N in all, of whatever kinds; of masks, expressions (400)",
     )
     add(
         "--frame",
@@ -89,8 +112,8 @@ def _add_questions(parser: argparse.ArgumentParser) -> None:
     add(
         "--guide-by",
         choices=("prompt", "expressions"),
-        default="prompt",
-        help="whether the whole prompt (default) or the expressions in it guide the pruning",
+        help="whether the whole prompt (default) or the expressions in it guide the pruning; of "
+        "masks always the expressions",
     )
     add(
         "--texts",
@@ -137,6 +160,51 @@ def _add_conditions(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="of litelvlm: share: 0 to 1 (the paper's Table 5); components: direction and context "
         "(Table 4)",
+    )
+
+
+def _add_masks(parser: argparse.ArgumentParser) -> None:
+    """What of masks is asked; nothing by default, so that it is told where it does not apply."""
+    add = parser.add_argument_group("masks", "with --task masks").add_argument
+    add(
+        "--protocols",
+        choices=PROTOCOLS,
+        nargs="+",
+        help="of images: the paper's authors' (at most three expressions an image) and all "
+        "expressions (default: both)",
+    )
+    add(
+        "--together",
+        metavar="N",
+        type=count,
+        help="expressions that share a conversation and guide one pruning (3; of videos 1)",
+    )
+    add(
+        "--keep-case",
+        action="store_true",
+        default=None,
+        help="ask in the expressions' own capitals; without, in lower case, as GLaMM's and "
+        "VideoGLaMM's evaluations do",
+    )
+    add(
+        "--annotators",
+        choices=ANNOTATORS,
+        nargs="+",
+        help="of Ref-DAVIS17 (default: all four, whose mean is its figure)",
+    )
+    add("--videos", metavar="N", type=count, help="the data set's first N (default: all)")
+    add(
+        "--frames-per-request",
+        metavar="N",
+        type=count,
+        help=f"of a video; SAM takes its time for each (16; at most {MOST_FRAMES})",
+    )
+    add(
+        "--contact-sheets",
+        metavar="N",
+        type=int,
+        help="pictures in the contact sheets, one a method, of right and predicted masks over "
+        f"budgets (6; at most {MOST_DRAWN}, 0 for none)",
     )
 
 

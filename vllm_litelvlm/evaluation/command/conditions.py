@@ -5,10 +5,9 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from vllm_litelvlm.errors import OptionsError
-from vllm_litelvlm.evaluation.samples import Sample
 from vllm_litelvlm.options import COMMON_OPTIONS, PruningOptions, parse
 from vllm_litelvlm.pruning.registry import (
     build_decoder_pruner,
@@ -59,6 +58,18 @@ class Method:
     positions: str | None = None  #: of the kept tokens; None where there is no choice
 
 
+class Asked(Protocol):
+    """What a condition's options depend on: a sample, or whatever else is asked at once."""
+
+    @property
+    def name(self) -> str:
+        """Unique in the data set."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What may guide the pruning."""
+
+
 @dataclass(frozen=True)
 class Condition:
     """A method at a budget; None keeps all tokens."""
@@ -72,7 +83,7 @@ class Condition:
         label = self.method.label
         return label if self.budget is None else f"{label}@{self.budget}"
 
-    def options(self, sample: Sample, by_expressions: bool, seed: int) -> dict[str, Any]:
+    def options(self, sample: Asked, by_expressions: bool, seed: int) -> dict[str, Any]:
         """What a request about a sample asks for."""
         options: dict[str, Any] = {"method": self.method.method, **self.method.options}
         if self.budget is not None:
@@ -92,12 +103,14 @@ def methods_of(
     positions: Sequence[str] = ("compact",),
     *,
     decoder: bool,
+    compared: bool = True,
 ) -> tuple[Method, ...]:
     """keep-all first, then random, then what was named and what ablations need.
 
     Where keep-all alone was named, there is nothing for random to be compared with. Each comes
     with each of ``positions``, but for keep-all and methods inside the language model, which have
-    no choice. ``decoder``: whether the latter can run. Raises OptionsError for methods and options
+    no choice. ``decoder``: whether the latter can run. Unless ``compared``, there are only those
+    that were named. Raises OptionsError for methods and options
     that do not exist, and the engine's own for a method that it cannot run.
     """
     found = [text for ablation in ablations for text in _ABLATIONS[ablation]]
@@ -106,7 +119,8 @@ def methods_of(
     every = (*method_names(), *(decoder_method_names() if decoder else ()))
     listed = [name for text in named for name in (every if text == "all" else [text])]
     asked = [*listed, *found]
-    labels = dict.fromkeys(asked if set(asked) == {ALL_TOKENS} else [ALL_TOKENS, CHANCE, *asked])
+    alone = not compared or set(asked) == {ALL_TOKENS}
+    labels = dict.fromkeys(asked if alone else [ALL_TOKENS, CHANCE, *asked])
     return tuple(one for label in labels for one in _placed(_method(label, decoder), positions))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -47,36 +47,43 @@ def open_backend(settings: Settings, serve: Serve, console: Console) -> Iterator
     if settings.backend == "transformers":
         yield _transformers(settings, console)
         return
-    options = {"positions": "original"} if settings.original_positions else {}
-    arguments = [
-        *([f"--dtype={settings.dtype}"] if settings.dtype else []),
-        *settings.extra_arguments,
-    ]
     if settings.backend == "engine":
-        yield _engine(settings, options, arguments, console)
+        yield _engine(settings, console)
         return
+    with running_server(settings, serve, console) as url, client_errors_told(url):
+        from vllm_litelvlm.evaluation.server_backend import ServerBackend
+
+        yield ServerBackend(url, settings.concurrent)
+
+
+@contextmanager
+def running_server(
+    settings: Settings, serve: Serve, console: Console, *arguments: str
+) -> Iterator[str]:
+    """The root of the server at ``--url``, or of one that is started with further arguments."""
+    if settings.url is not None:
+        yield settings.url
+        return
+    log = settings.output / "server.log"
+    command = f"vllm serve {settings.model} --plugin litelvlm"
     with ExitStack() as running:
-        url = settings.url
-        if url is None:
-            log = settings.output / "server.log"
-            command = f"vllm serve {settings.model} --plugin litelvlm"
-            with console.status(f"Starting {command} (log: {log}) ..."):
-                server = serve(
-                    str(settings.model),
-                    log=log,
-                    clip_model=settings.clip_model,
-                    options=options,
-                    arguments=arguments,
-                )
-                url = running.enter_context(server).url
-        yield from _ask_server(url, settings)
+        with console.status(f"Starting {command} (log: {log}) ..."):
+            server = serve(
+                str(settings.model),
+                log=log,
+                clip_model=settings.clip_model,
+                options=_plugin_options(settings),
+                arguments=[*arguments, *_arguments(settings)],
+            )
+            url = running.enter_context(server).url
+        yield url
 
 
-def _ask_server(url: str, settings: Settings) -> Iterator[Backend]:
+@contextmanager
+def client_errors_told(url: str) -> Iterator[None]:
+    """Raise EvaluationError where the client is missing or the server does not answer."""
     try:
         from openai import OpenAIError
-
-        from vllm_litelvlm.evaluation.server_backend import ServerBackend
     except ModuleNotFoundError as error:
         if error.name != "openai":
             raise
@@ -84,23 +91,51 @@ def _ask_server(url: str, settings: Settings) -> Iterator[Backend]:
             "a server is asked with openai; install it: pip install 'vllm-litelvlm[evaluate]'"
         ) from None
     try:
-        yield ServerBackend(url, settings.concurrent)
+        yield
     except OpenAIError as error:
         raise EvaluationError(
-            f"The server at {url} did not answer: {error}. --resume goes on from here."
+            f"The server at {url} did not answer: {str(error).rstrip('.')}. --resume goes on from "
+            "here."
         ) from error
 
 
-def _engine(
-    settings: Settings, options: Mapping[str, str], arguments: Sequence[str], console: Console
-) -> Backend:
+def engine_of(settings: Settings, console: Console, *arguments: str) -> Any:
+    """vLLM's offline class with the settings' model, and with further arguments."""
+    from vllm_litelvlm.evaluation.engine_backend import start_engine
+
+    with _starting(settings, console):
+        return start_engine(*_engine_arguments(settings, *arguments))
+
+
+def _engine(settings: Settings, console: Console) -> Backend:
     from vllm_litelvlm.evaluation.engine_backend import EngineBackend
 
+    with _starting(settings, console):
+        return EngineBackend(*_engine_arguments(settings))
+
+
+def _starting(settings: Settings, console: Console) -> AbstractContextManager[object]:
+    return console.status(f"Starting vLLM's engine with {settings.model} ...")
+
+
+def _engine_arguments(
+    settings: Settings, *arguments: str
+) -> tuple[str, Mapping[str, str], list[str]]:
     assert settings.model is not None
+    options = _plugin_options(settings)
     if settings.clip_model is not None:
         options = {**options, "clip_model": settings.clip_model}
-    with console.status(f"Starting vLLM's engine with {settings.model} ..."):
-        return EngineBackend(settings.model, options, arguments)
+    return settings.model, options, [*arguments, *_arguments(settings)]
+
+
+def _plugin_options(settings: Settings) -> Mapping[str, str]:
+    return {"positions": "original"} if settings.original_positions else {}
+
+
+def _arguments(settings: Settings) -> list[str]:
+    """Those of ``vllm serve``."""
+    dtype = [f"--dtype={settings.dtype}"] if settings.dtype else []
+    return [*dtype, *settings.extra_arguments]
 
 
 def _transformers(settings: Settings, console: Console) -> Backend:

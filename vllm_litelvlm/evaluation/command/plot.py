@@ -9,9 +9,9 @@ from vllm_litelvlm.evaluation.command.asking import GUESS
 from vllm_litelvlm.evaluation.command.conditions import ALL_TOKENS, CHANCE
 from vllm_litelvlm.evaluation.command.summary import ALL_KINDS, Row
 
-_COLOURS = ("#d94801", "#2171b5", "#238b45", "#6a51a3", "#a1d99b", "#fdae6b", "#9ecae1", "#cb9cd9")
-_MARKERS = ("o", "s", "^", "D")
-_PLAIN = "0.45"
+COLOURS = ("#d94801", "#2171b5", "#238b45", "#6a51a3", "#a1d99b", "#fdae6b", "#9ecae1", "#cb9cd9")
+MARKERS = ("o", "s", "^", "D")
+PLAIN = "0.45"
 _COLUMNS = 3
 
 
@@ -34,6 +34,13 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
         _panel(panel, [row for row in rows if row.kind == kind])
     for panel in list(panels)[len(kinds) :]:
         panel.set_visible(False)
+    place_legend(figure, columns)
+    figure.suptitle(title, fontsize="small", color="0.3")
+    figure.savefig(path, dpi=150)
+
+
+def place_legend(figure: Any, columns: int) -> None:
+    """The lines of the first panel, below all of them."""
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(
         handles,
@@ -43,8 +50,6 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
         ncols=columns,
         frameon=False,
     )
-    figure.suptitle(title, fontsize="small", color="0.3")
-    figure.savefig(path, dpi=150)
 
 
 def _panel(axes: Any, rows: Sequence[Row]) -> None:
@@ -57,7 +62,7 @@ def _panel(axes: Any, rows: Sequence[Row]) -> None:
     for row in rows:
         if row.label in styles:
             name, style = styles[row.label]
-            axes.axhline(row.score.value, color=_PLAIN, linestyle=style, linewidth=1, label=name)
+            axes.axhline(row.score.value, color=PLAIN, linestyle=style, linewidth=1, label=name)
     axes.set_xscale("log")
     axes.set_xticks(budgets, [str(budget) for budget in budgets], fontsize="small", rotation=60)
     axes.minorticks_off()
@@ -78,8 +83,8 @@ def _line(axes: Any, rows: Sequence[Row], number: int) -> None:
         [row.score.value for row in some],
         yerr=[row.score.standard_error or 0.0 for row in some],
         label=rows[0].label,
-        color=_PLAIN if grey else _COLOURS[(number - 1) % len(_COLOURS)],
-        marker=_MARKERS[number // len(_COLOURS) % len(_MARKERS)],
+        color=PLAIN if grey else COLOURS[(number - 1) % len(COLOURS)],
+        marker=MARKERS[number // len(COLOURS) % len(MARKERS)],
         markersize=4,
         linewidth=1.3,
         capsize=3,

@@ -1,10 +1,10 @@
 """Answers on disk, each written as soon as it is there: an evaluation can be taken up again."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Hashable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from vllm_litelvlm.evaluation.command.settings import EvaluationError
 
@@ -30,17 +30,38 @@ class Answered:
     visual_tokens: int
     took: float
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """The condition and the sample."""
+        return self.condition, self.sample
 
-@dataclass
-class Record:
-    """The answers of an evaluation. The file's first line says what was asked, and of what."""
 
-    path: Path
-    answers: list[Answered] = field(default_factory=list)
-    _known: set[tuple[str, str]] = field(default_factory=set)
+class Line(Protocol):
+    """What is written down in one line; a dataclass of what JSON can hold."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def key(self) -> Hashable:
+        """What tells it apart."""
+
+
+Kind = TypeVar("Kind", bound=Line)
+
+
+class Journal(Generic[Kind]):
+    """Lines on disk. The file's first one says what was asked, and of what."""
+
+    #: The class of the lines.
+    kind: ClassVar[Any]
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.answers: list[Kind] = []
+        self._known: set[Hashable] = set()
 
     @classmethod
-    def begin(cls, folder: Path, identity: Mapping[str, Any]) -> "Record":
+    def begin(cls, folder: Path, identity: Mapping[str, Any]) -> Self:
         """Start anew; answers that the folder holds are lost."""
         folder.mkdir(parents=True, exist_ok=True)
         record = cls(folder / NAME)
@@ -48,7 +69,7 @@ class Record:
         return record
 
     @classmethod
-    def resume(cls, folder: Path, identity: Mapping[str, Any]) -> "Record":
+    def resume(cls, folder: Path, identity: Mapping[str, Any]) -> Self:
         """Take up the folder's answers.
 
         Raises EvaluationError where there are none, or where they are of another ``identity``.
@@ -65,26 +86,36 @@ class Record:
         first, *others = map(json.loads, whole.split("\n")[:-1])
         _check_same(first["identity"], json.loads(_json(identity)), record.path)
         for line in others:
-            record._remember(Answered(**line))
+            record._remember(cls.kind(**line))
         return record
 
-    def add(self, answer: Answered) -> None:
+    def add(self, answer: Kind) -> None:
         """Write one answer down."""
         self._remember(answer)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_json(asdict(answer)) + "\n")
 
+    def known(self, key: Hashable) -> bool:
+        """Whether an answer with that key is there."""
+        return key in self._known
+
+    def _remember(self, answer: Kind) -> None:
+        self.answers.append(answer)
+        self._known.add(answer.key)
+
+
+class Record(Journal[Answered]):
+    """The answers of an evaluation."""
+
+    kind = Answered
+
     def has(self, condition: str, sample: str) -> bool:
         """Whether that answer is there."""
-        return (condition, sample) in self._known
+        return self.known((condition, sample))
 
     def count(self, condition: str) -> int:
         """How many answers of a condition are there."""
         return sum(answer.condition == condition for answer in self.answers)
-
-    def _remember(self, answer: Answered) -> None:
-        self.answers.append(answer)
-        self._known.add((answer.condition, answer.sample))
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:

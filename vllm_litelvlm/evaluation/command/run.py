@@ -16,7 +16,7 @@ from vllm_litelvlm.evaluation.command.plot import plot
 from vllm_litelvlm.evaluation.command.record import Record
 from vllm_litelvlm.evaluation.command.report import tables, unread, write
 from vllm_litelvlm.evaluation.command.settings import EvaluationError, Settings
-from vllm_litelvlm.evaluation.command.summary import Row, summarise
+from vllm_litelvlm.evaluation.command.summary import summarise
 from vllm_litelvlm.evaluation.command.tasks import load_task
 
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str], serve: Serve) -> int:
 
 def evaluate(
     chosen: argparse.Namespace, serve: Serve, command: str, console: Console | None = None
-) -> list[Row]:
+) -> None:
     """Ask what is not answered yet, then print and write tables and the plot.
 
     ``chosen`` is what :func:`add_arguments` parsed, ``command`` how it was called. Raises
@@ -46,6 +46,17 @@ def evaluate(
     where the answers cannot be had.
     """
     console = console or Console(stderr=True)
+    if chosen.task == "masks":
+        from vllm_litelvlm.evaluation.command.masks.run import evaluate_masks
+
+        evaluate_masks(chosen, serve, command, console)
+    else:
+        _evaluate_answers(chosen, serve, command, console)
+
+
+def _evaluate_answers(
+    chosen: argparse.Namespace, serve: Serve, command: str, console: Console
+) -> None:
     needs = ("matplotlib",) if chosen.dataset == "scenes" else ("matplotlib", "pycocotools")
     for needed in needs:
         if find_spec(needed) is None:
@@ -69,4 +80,3 @@ def evaluate(
         console.print(told, style="yellow", markup=False, highlight=False)
     files = f"answers.jsonl, results.json, table.md{', plot.png' if read else ''}"
     console.print(f"Written to {settings.output}: {files}")
-    return rows

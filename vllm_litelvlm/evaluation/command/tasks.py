@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast, get_args
 
 import numpy as np
@@ -58,37 +59,50 @@ def load_task(settings: Settings) -> Task:
     Raises OptionsError for what it does not have, and DataError for files that are missing.
     """
     if settings.dataset == "scenes":
-        if settings.split not in SPLITS:
-            raise OptionsError(f"--split {settings.split}: scenes have {', '.join(SPLITS)}.")
-        scenes = SceneDataset(settings.split, settings.questions, texts=settings.texts)
         return Task(
-            scenes,
+            load_scenes(settings, texts=settings.texts),
             _judge_scene,
             lambda sample: _guess_scene(sample, settings.seed),
             lambda answer: read_box(answer, 1, 1) is not None,
             BOX_FORM,
         )
-    # pycocotools is for these sets alone.
-    from vllm_litelvlm.evaluation.refer import ReferDataset, ReferName, ReferSplit
-
-    if settings.data is None:
-        raise OptionsError(f"--dataset {settings.dataset} needs --data, the folder of its files.")
-    assert settings.dataset in get_args(ReferName)
-    dataset = ReferDataset(
-        settings.data,
-        cast(ReferName, settings.dataset),
-        cast(ReferSplit, settings.split),
-        per_image=settings.per_image,
-        texts=settings.texts,
-    )
     see = _Sight(settings)
     return Task(
-        dataset,
+        load_refer(settings),
         lambda sample, answer: _judge_box(sample, parse_box(answer, see(sample))),
         lambda sample: _guess_refer(sample, see(sample)),
         lambda answer: parse_box(answer, (0, 0, 1, 1)) is not None,
         FORM,
     )
+
+
+def load_scenes(settings: Settings, **chosen: Any) -> SceneDataset:
+    """The scenes that the settings name; ``chosen`` as :class:`SceneDataset` takes it."""
+    if settings.split not in SPLITS:
+        raise OptionsError(f"--split {settings.split}: scenes have {', '.join(SPLITS)}.")
+    return SceneDataset(settings.split, settings.questions, **chosen)
+
+
+def load_refer(settings: Settings) -> Dataset:
+    """RefCOCO or one of its relatives."""
+    # pycocotools is for these sets alone.
+    from vllm_litelvlm.evaluation.refer import ReferDataset, ReferName, ReferSplit
+
+    assert settings.dataset in get_args(ReferName)
+    return ReferDataset(
+        data_folder(settings),
+        cast(ReferName, settings.dataset),
+        cast(ReferSplit, settings.split),
+        per_image=settings.per_image,
+        texts=settings.texts,
+    )
+
+
+def data_folder(settings: Settings) -> Path:
+    """Where the data set's files lie. Raises OptionsError where that was not said."""
+    if settings.data is None:
+        raise OptionsError(f"--dataset {settings.dataset} needs --data, the folder of its files.")
+    return settings.data
 
 
 def _judge_scene(sample: Sample, answer: str) -> Judged:

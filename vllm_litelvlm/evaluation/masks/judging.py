@@ -142,3 +142,20 @@ class VideoScores:
             ),
             expressions=int(parts[:, 2].sum()),
         )
+
+    def relative(self, whole: "VideoScores") -> Estimate:
+        """The ratio of this J&F to another one of the same expressions, such as unpruned.
+
+        Videos are left out of both at a time, so that what makes a video hard for both is no error
+        of the ratio. Raises ValueError where videos or numbers of expressions differ, or where the
+        other J&F is 0.
+        """
+        counts = {video: sums[2] for video, sums in self._sums.items()}
+        if counts != {video: sums[2] for video, sums in whole._sums.items()}:
+            raise ValueError("A ratio of J&Fs needs the same expressions on both sides.")
+        pairs = np.stack(
+            [[sums[:2].sum(), whole._sums[video][:2].sum()] for video, sums in self._sums.items()]
+        )
+        if not pairs[:, 1].any():
+            raise ValueError("There is no ratio to a J&F of 0.")
+        return jackknife(pairs, lambda sums: sums[..., 0] / sums[..., 1])

@@ -1,0 +1,1 @@
+"""``litelvlm evaluate --task masks``."""

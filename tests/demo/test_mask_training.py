@@ -101,6 +101,17 @@ def test_every_stage_is_trained_and_told(trained: Trainer) -> None:
     assert "answers" in judged["masks"]
 
 
+def test_stages_of_several_runs_build_on_each_other(without: Path, tmp_path: Path) -> None:
+    whole = trainer_in(tmp_path / "whole", without)
+    whole.run()
+    for stage in MASK_STAGES:
+        trainer_in(tmp_path / "parts", without).run(only=stage.name)
+    parts = trainer_in(tmp_path / "parts", without)
+    for name, optimiser in whole.models.optimisers.items():
+        pairs = zip(optimiser.masters, parts.models.optimisers[name].masters, strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs), name
+
+
 def test_what_is_learned_are_the_servers_prompts(trained: Trainer) -> None:
     folder = trained.options.start
     assert folder is not None

@@ -51,7 +51,7 @@ class Team:
             self._shared[0, : len(gradient)] = gradient
             for helper in self._helpers:
                 helper.send("go")
-        return losses, models.optimisers[stage.model].step(gradient, rate)
+        return losses, models.optimiser(stage).step(gradient, rate)
 
     def share_state(self) -> None:
         """Write the state and let the helpers read it."""
@@ -64,7 +64,7 @@ class Team:
 def team(models: Models) -> Iterator[Team]:
     """Start the helpers, if the options want more than one process, and end them."""
     count = models.options.processes - 1
-    length = max(one.length for one in models.optimisers.values())
+    length = sum(one.length for one in models.optimisers.values())
     shared = torch.zeros((count + 1, length if count else 0)).share_memory_()
     context = get_context("spawn")
     processes, ends = [], []
@@ -107,6 +107,6 @@ def _help(options: TrainingOptions, rank: int, orders: Helper, shared: Tensor) -
             shared[rank, : len(gradient)] = gradient
             orders.send({name: float(value) for name, value in losses.items()})
             orders.recv()
-            models.optimisers[stage.model].step(shared[0, : len(gradient)].clone(), rate)
+            models.optimiser(stage).step(shared[0, : len(gradient)].clone(), rate)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return

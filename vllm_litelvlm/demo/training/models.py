@@ -16,7 +16,7 @@ from vllm_litelvlm.demo.training.llava import Llava
 from vllm_litelvlm.demo.training.losses import clip_losses, llava_losses
 from vllm_litelvlm.demo.training.mask_batches import MaskBatchMaker
 from vllm_litelvlm.demo.training.mask_losses import pointing_losses, sam_losses
-from vllm_litelvlm.demo.training.optimiser import MasterAdamW
+from vllm_litelvlm.demo.training.optimiser import MasterAdamW, Together
 from vllm_litelvlm.demo.training.pointing import Pointer
 from vllm_litelvlm.demo.training.schedule import Stage
 from vllm_litelvlm.demo.training.settings import TrainingOptions
@@ -29,6 +29,15 @@ from vllm_litelvlm.demo.training.tensors import (
     Segments,
     on_device,
 )
+
+#: The parts that learn in a stage, by its model.
+_LEARNING = {
+    "clip": ("clip",),
+    "llava": ("llava",),
+    "sam": ("sam",),
+    "pointing": ("llava", "projection"),
+    "masks": ("llava", "projection", "sam"),
+}
 
 
 class Models:
@@ -56,12 +65,9 @@ class Models:
         self.pointer: Pointer | None = None
         if isinstance(geometry, GroundingGeometry):
             self.pointer = Pointer(geometry).to(self.device)
-            sam = self.pointer.trained
-            pointing = [self.llava, self.pointer.text_hidden_fcs]
             self.optimisers |= {
-                "sam": MasterAdamW(sam, options.dtype),
-                "pointing": MasterAdamW(pointing, options.dtype),
-                "masks": MasterAdamW([*pointing, *sam], options.dtype),
+                "projection": MasterAdamW([self.pointer.text_hidden_fcs], options.dtype),
+                "sam": MasterAdamW(self.pointer.trained, options.dtype),
             }
         self.position = Position()
         self.load()
@@ -104,7 +110,11 @@ class Models:
         losses = self._losses(stage, on_device(batch, self.device))
         losses["loss"].backward()
         told = {name: value.detach() for name, value in losses.items()}
-        return told, self.optimisers[stage.model].take_gradient()
+        return told, self.optimiser(stage).take_gradient()
+
+    def optimiser(self, stage: Stage) -> Together:
+        """What a stage trains."""
+        return Together([self.optimisers[name] for name in _LEARNING[stage.model]])
 
     def _losses(self, stage: Stage, batch: AnyBatch) -> dict[str, Tensor]:
         if isinstance(batch, ClipBatch):

@@ -1,6 +1,7 @@
 """AdamW on float32 master weights of a model that computes in another dtype."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -87,3 +88,21 @@ class MasterAdamW:
     def _pull(self) -> None:
         with torch.no_grad():
             torch._foreach_copy_([*self._working], [*self.masters])
+
+
+@dataclass(frozen=True)
+class Together:
+    """Optimisers of different modules that step together, each with its own bound on a step."""
+
+    parts: Sequence[MasterAdamW]
+
+    def take_gradient(self) -> Tensor:
+        """As of one, the parts' in a row."""
+        return torch.cat([part.take_gradient() for part in self.parts])
+
+    def step(self, gradient: Tensor, rate: float) -> Tensor:
+        """As of one; the length of the whole gradient."""
+        pieces = gradient.split([part.length for part in self.parts])
+        lengths = [part.step(piece, rate) for part, piece in zip(self.parts, pieces, strict=True)]
+        length: Tensor = torch.stack(lengths).norm()
+        return length

@@ -84,10 +84,6 @@ class Trainer:
             maker = self.models.maker(stage)
             self.models.whiten(maker.llava(step) for step in range(_WHITENING_BATCHES))
             together.share_state()
-        if position.step == 0 and self.models.pointer is not None:
-            # What a stage with moments of its own has trained meanwhile.
-            self.models.optimisers[stage.model].adopt()
-            together.share_state()
         bar = progress.add_task(stage.name, total=1.0, told="")
         clock = Clock(
             {

@@ -2,7 +2,7 @@
 
 Serve a checkpoint with [SEG] and a SAM (``litelvlm convert glamm`` writes one):
 
-    vllm serve FOLDER --plugin litelvlm --runner pooling
+    vllm serve FOLDER --plugin litelvlm
     python examples/masks.py photo.jpg "the red cup" "a spoon" --budget 64
 """
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vllm_litelvlm import __version__
 from vllm_litelvlm.convert import command as conversion
+from vllm_litelvlm.demo import page_command as page
 from vllm_litelvlm.demo.training import command as training
 from vllm_litelvlm.errors import LiteLVLMError
 from vllm_litelvlm.evaluation.analysis import command as analysis
@@ -28,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         match chosen.command:
             case "demo":
                 _demo(chosen)
+            case "page":
+                _stop_servers_on_sigterm()
+                page.run(chosen)
             case "evaluate":
                 _evaluate(chosen, given)
             case "analyze":
@@ -77,6 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--clip-model", help="hub name or folder of the vision tower's CLIP")
     demo.add_argument("--port", type=int, help="port of the server; a free one if left out")
+    shown = commands.add_parser(
+        "page", help=page.HELP, usage="%(prog)s [options] [-- arguments of vllm serve]"
+    )
+    page.add_arguments(shown)
     commands.add_parser("families", help="list the models that can be served, and what each offers")
     commands.add_parser("methods", help="list the pruning methods and their options")
     evaluate = commands.add_parser(

@@ -161,7 +161,19 @@ class ServerOptions(StrictModel):
     pixel_cache_gb: float = Field(
         0.25, ge=0, description="a number of GiB from 0 (no cache) for preprocessed images"
     )
+    sam_cache_gb: float = Field(
+        1, ge=0, description="a number of GiB from 0 (no cache) for SAM's features of pictures"
+    )
+    sam_device: str | None = Field(
+        None,
+        min_length=1,
+        description=(
+            'the device that SAM computes on, such as "cpu" or "cuda:0", or null: the first GPU, '
+            "where the engine left room on it, or the CPU"
+        ),
+    )
     request_options: bool = Field(True, description="true or false")
+    page: bool = Field(True, description="true or false")
     variants: dict[str, VariantOptions] = Field(default_factory=dict, description=_VARIANTS)
 
     @field_validator("methods", mode="before")

@@ -94,7 +94,7 @@ def test_every_stage_is_trained_and_told(trained: Trainer) -> None:
     assert told == {
         "sam": {"loss", "cover", "dice", "score"},
         "pointing": {"loss", "words", "rounds", "prompts"},
-        "masks": {"loss", "words", "rounds", "cover", "dice", "score"},
+        "masks": {"loss", "words", "rounds", "prompts", "cover", "dice", "score"},
     }
     judged = {line["stage"]: line["validation"] for line in lines if "validation" in line}
     assert all("masks.ciou" in figures for figures in judged.values())

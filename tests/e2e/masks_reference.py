@@ -43,12 +43,41 @@ class MasksReference(Reference):
     ) -> Tensor:
         """Prompts of SAM, [expressions, width], of a conversation whose answers have [SEG]."""
         rendered = self.processor.apply_chat_template(list(messages), tokenize=False)
-        ids = self.processor.tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        inputs, positions = self._inputs(ids, [image], [kept], False, original)
+        return self.pointed([image], self.ids(rendered), [kept], original)
+
+    def prompt(self, messages: Sequence[dict[str, Any]]) -> str:
+        """A chat's prompt, from messages as it takes them."""
+        turns = []
+        for one in messages:
+            content = one["content"]
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            kinds = [{**part, "type": part["type"].removesuffix("_url")} for part in parts]
+            turns.append({"role": one["role"], "content": kinds})
+        rendered: str = self.processor.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True
+        )
+        return rendered
+
+    def ids(self, rendered: str) -> list[int]:
+        """Tokens of a rendered conversation."""
+        found: list[int] = self.processor.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        return found
+
+    @torch.no_grad()
+    def pointed(
+        self,
+        images: Sequence[Image.Image],
+        ids: list[int],
+        kept: Sequence[list[int]],
+        original: bool,
+    ) -> Tensor:
+        """The same of a conversation's tokens, with one for each image."""
+        inputs, positions = self._inputs(ids, list(images), list(kept), False, original)
         states = self.llava.model.language_model(inputs_embeds=inputs, position_ids=positions)
         image_token = self.llava.config.image_token_id
+        lengths = map(len, kept)
         expanded = [
-            one for token in ids for one in [token] * (len(kept) if token == image_token else 1)
+            one for token in ids for one in [token] * (next(lengths) if token == image_token else 1)
         ]
         before = [place - 1 for place, token in enumerate(expanded) if token == self.seg]
         hidden = states.last_hidden_state[0, before]

@@ -1,4 +1,8 @@
-"""Masks by vLLM's offline class, in a process of its own: ``python -m ... JOB``."""
+"""Masks by vLLM's offline class, in a process of its own: ``python -m ... JOB``.
+
+The engine generates, as it does unless told otherwise; ``examples/masks_batch.py`` has one that
+pools.
+"""
 
 import json
 import sys
@@ -13,29 +17,44 @@ def main() -> None:
     vllm_litelvlm.activate()
     from vllm import LLM
 
-    from vllm_litelvlm.grounding import segment, segment_frames
+    from vllm_litelvlm.grounding import segment_frames
+    from vllm_litelvlm.grounding.segmenter import Segmenter
 
     job = json.loads(sys.argv[1])
+    vectors: list[list[list[float]]] = []
+
+    class Noting(Segmenter):
+        def masks(self, picture, prompts):
+            vectors.append(prompts.tolist())
+            return super().masks(picture, prompts)
+
     llm = LLM(
         job["model"],
-        runner="pooling",
         dtype="float32",
         enforce_eager=True,
         max_model_len=2048,
         max_num_seqs=4,
-        additional_config={
-            "litelvlm": {"clip_model": job["clip"], "budget": 50, "positions": "original"}
-        },
+        max_num_batched_tokens=150,
+        additional_config={"litelvlm": {"clip_model": job["clip"], "positions": "original"}},
     )
+    segmenter = Noting.load(job["model"])
     images = [Image.open(file).convert("RGB") for file in job["images"]]
-    rounds = [segment(llm, image, job["texts"]) for image in images]
-    separate = segment_frames(llm, images, job["texts"], conversation="separate")
-    answers = {"rounds": rounds, "separate": separate}
-    lengths = {
-        way: [[mask.rle() for mask in masks] for masks in of_pictures]
-        for way, of_pictures in answers.items()
-    }
-    Path(job["answers"]).write_text(json.dumps(lengths))
+    lengths = [
+        [
+            [mask.rle() for mask in masks]
+            for masks in segment_frames(
+                llm,
+                images,
+                asked["texts"],
+                conversation=asked["conversation"],
+                options=asked["options"],
+                segmenter=segmenter,
+            )
+        ]
+        for asked in job["asked"]
+    ]
+    Path(job["answers"]).write_text(json.dumps({"masks": lengths, "vectors": vectors}))
+    llm.llm_engine.engine_core.shutdown()
 
 
 if __name__ == "__main__":

@@ -2,13 +2,9 @@
 
 import asyncio
 import json
-import os
 import random
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,77 +12,35 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from tests.e2e.client import data_url
-from tests.e2e.masks_reference import MasksReference
+from tests.e2e.masks_server import (
+    EIGHT,
+    TWO,
+    MasksServer,
+    assert_masks,
+    assert_points,
+    decoded,
+    masks_server,
+)
 from tests.e2e.runners import V1, Runner, on_v1_alone
 from tests.e2e.test_examples import run
-from tests.e2e.workplace import saved
 from vllm_litelvlm.demo.grounding import build_grounding
 from vllm_litelvlm.demo.server import serve
 from vllm_litelvlm.grounding.conversation import conversations, rounds
 
-TWO = ["the red cup", "a spoon on the table"]
-EIGHT = [*TWO, "the saucer", "coffee", "wood", "a shadow", "the handle", "something bright"]
-ARGUMENTS = (
-    "--served-model-name=model",
-    "--dtype=float32",
-    "--enforce-eager",
-    "--max-model-len=2048",
-    "--max-num-seqs=8",
-    "--max-num-batched-tokens=150",
-)
-
-
-@dataclass(frozen=True)
-class MasksServer:
-    url: str
-    llava: Path
-    clip: Path
-    reference: MasksReference
-
-    def post(self, body: Any, path: str = "/v1/masks") -> httpx.Response:
-        return httpx.post(f"{self.url}{path}", json=body, timeout=300)
-
-    def masks(self, body: Any) -> dict[str, Any]:
-        answer = self.post(body)
-        assert answer.status_code == 200, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
-
 
 @pytest.fixture(scope="module")
 def server(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MasksServer]:
-    folder = tmp_path_factory.mktemp("masks")
-    checkpoint = build_grounding(folder / "model")
-    with serve(
-        checkpoint.llava,
-        clip_model=checkpoint.clip,
-        options={"positions": "original"},
-        arguments=ARGUMENTS,
-        environment=runner.environment,
-        log=folder / "server.log",
-    ) as running:
-        yield MasksServer(
-            running.url,
-            checkpoint.llava,
-            checkpoint.clip,
-            MasksReference(checkpoint.llava, checkpoint.clip),
-        )
+    with masks_server(runner, tmp_path_factory.mktemp("masks"), "--runner=pooling") as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
 def pictures(photographs: Sequence[Image.Image]) -> list[Image.Image]:
     """Landscape and portrait."""
     return [photographs[1], photographs[3].resize((200, 320))]
-
-
-def decoded(one: dict[str, Any]) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = coco_mask.decode(one["segmentation"]).astype(bool)
-    return found
 
 
 CASES: list[tuple[int, list[str], Literal["rounds", "separate"], dict[str, Any]]] = [
@@ -103,7 +57,7 @@ def test_masks_and_their_prompts_are_those_of_transformers(
     server: MasksServer, runner: Runner, pictures: Sequence[Image.Image], case: int
 ) -> None:
     number, expressions, conversation, options = CASES[case]
-    if runner is not V1 and len(expressions) > 2:
+    if runner is not V1 and case > 3:
         pytest.skip("Triton's interpreter is slow")
     picture, reference = pictures[number], server.reference
     link, field = data_url(picture), {"litelvlm": options}
@@ -137,18 +91,15 @@ def test_masks_and_their_prompts_are_those_of_transformers(
         ours = torch.tensor(pooled["data"][0]["data"])[: len(together)]
         torch.testing.assert_close(ours, of_transformers, atol=1e-4, rtol=0)
         vectors += of_transformers.unbind()
-    different = set()
-    for one, vector in zip(answer["data"], vectors, strict=True):
-        logits = reference.logits(picture, vector)
-        mask = decoded(one)
-        assert mask.shape == (picture.height, picture.width)
-        unlike = mask != (logits > 0)
-        assert np.abs(logits[unlike]).max(initial=0) < 1e-3
-        assert unlike.mean() < 1e-4
-        assert one["area"] == mask.sum()
-        assert 0 < mask.mean() < 1
-        different.add(mask.tobytes())
-    assert len(different) == len(expressions)
+    assert_masks(answer["data"], reference, picture, torch.stack(vectors))
+
+
+def test_masks_of_a_conversation_are_those_of_transformers(
+    server: MasksServer, runner: Runner, pictures: Sequence[Image.Image]
+) -> None:
+    assert_points(server, pictures[0], 64, original=True)
+    if runner is V1:
+        assert_points(server, pictures[0], 576, original=False)
 
 
 @on_v1_alone
@@ -295,6 +246,7 @@ def test_requests_that_are_preempted_are_answered_as_alone(
     checkpoint = build_grounding(tmp_path / "model")
     arguments = (
         *(
+            "--runner=pooling",
             "--served-model-name=model",
             "--dtype=float32",
             "--enforce-eager",
@@ -374,39 +326,10 @@ def test_batch_example_answers_line_by_line(
     files = [str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl")]
     run("masks_batch.py", str(server.llava), *files, "--clip-model", str(server.clip))
     good, missing, empty = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
-    sizes = {tuple(mask["size"]) for mask in good["masks"]}
-    assert sizes == {(pictures[0].height, pictures[0].width)}
+    options = {"budget": 192, "positions": "compact"}
+    body = {"image": data_url(pictures[0]), "expressions": TWO}
+    served = server.masks({**body, "mm_processor_kwargs": {"litelvlm": options}})["data"]
+    for one, other in zip(good["masks"], served, strict=True):
+        assert (decoded({"segmentation": one}) != decoded(other)).mean() < 1e-4
     assert "none.png" in missing["error"]
     assert "none of them empty" in empty["error"]
-
-
-@on_v1_alone
-def test_offline_masks_are_the_servers(
-    server: MasksServer, runner: Runner, pictures: Sequence[Image.Image], tmp_path: Path
-) -> None:
-    files = saved(pictures, tmp_path)
-    job = {
-        "model": str(server.llava),
-        "clip": str(server.clip),
-        "images": files,
-        "texts": TWO,
-        "answers": str(tmp_path / "answers.json"),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.e2e.offline_masks", json.dumps(job)],
-        env={**os.environ, **runner.environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads((tmp_path / "answers.json").read_text())
-    links = [data_url(picture) for picture in pictures]
-    kwargs = {"litelvlm": {"budget": 50}}
-    for way in ("rounds", "separate"):
-        body = {"images": links, "expressions": TWO, "conversation": way}
-        served = server.masks({**body, "mm_processor_kwargs": kwargs})["data"]
-        masks = [one for of_picture in found[way] for one in of_picture]
-        for one, other in zip(masks, served, strict=True):
-            unlike = decoded({"segmentation": one}) != decoded(other)
-            assert unlike.mean() < 1e-4

@@ -23,7 +23,7 @@ def served(
     """Nothing here depends on the model runner."""
     variants = {"fast": {"budget": 64, "served_model_name": "quick"}}
     folder = tmp_path_factory.mktemp("ways-in")
-    with traced_server(V1, checkpoint, folder, variants=variants) as running:
+    with traced_server(V1, checkpoint, folder, variants=variants, page=False) as running:
         yield running
 
 
@@ -210,3 +210,10 @@ def test_variant_is_served_by_a_whole_name_too(
     assert named["usage"]["prompt_tokens"] == whole["usage"]["prompt_tokens"]
     listed = httpx.get(f"{served.url}/v1/models").json()["data"]
     assert [card["id"] for card in listed] == ["model", "model:fast", "quick"]
+
+
+def test_page_is_not_there_where_the_operator_wants_none(served: TracedServer) -> None:
+    for path in ("", "/server", "/examples/scene-1.jpg"):
+        assert httpx.get(f"{served.url}/litelvlm{path}").status_code == 404
+    body = {"messages": [user_turn(QUESTION)]}
+    assert httpx.post(f"{served.url}/litelvlm/kept", json=body).status_code == 404

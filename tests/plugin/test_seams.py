@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 from vllm.model_executor.models.clip import CLIPVisionModel
 from vllm.model_executor.models.llava import (
     LlavaForConditionalGeneration,
@@ -24,6 +25,7 @@ from vllm.model_executor.models.siglip import SiglipVisionModel
 from vllm.renderers import ChatParams
 from vllm.renderers.base import BaseRenderer
 from vllm.renderers.hf import HfRenderer, safe_apply_chat_template
+from vllm.renderers.online_renderer import OnlineRenderer
 
 from vllm_litelvlm.errors import CompatibilityError
 from vllm_litelvlm.plugin import wrap
@@ -44,6 +46,8 @@ from vllm_litelvlm.plugin import wrap
         ),
         (LlavaMultiModalProcessor.get_dummy_inputs, ["self", "seq_len", "mm_counts", "mm_options"]),
         (LlavaForConditionalGeneration.embed_multimodal, ["self", "kwargs"]),
+        (OnlineRenderer.render_chat, ["self", "request", "skip_mm_cache"]),
+        (AuthenticationMiddleware.verify_token, ["self", "headers"]),
         (LlavaForConditionalGeneration.load_weights, ["self", "weights"]),
         (
             CLIPVisionModel.forward,

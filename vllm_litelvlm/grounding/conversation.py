@@ -1,4 +1,4 @@
-"""How a model is asked for masks, in words."""
+"""How a model is asked for masks, in words, and how its answers name what they are of."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -9,6 +9,7 @@ from vllm_litelvlm.grounding.layout import SEG_TOKEN, seg_token_index
 #: The first of GLaMM's question templates, and of its answers (arXiv 2311.03356, released code).
 _QUESTION = "Can you please segment the {} in this image?"
 _ANSWER = f"Sure, it is {SEG_TOKEN}."
+_OPEN, _CLOSE = "<p>", "</p>"
 
 
 def rounds(image: dict[str, Any], expressions: Sequence[str]) -> list[dict[str, Any]]:
@@ -56,3 +57,22 @@ def asking_ids(ids: Sequence[int], expressions: Sequence[str], config: Any) -> l
         )
     behind = list(reversed(ids)).index(seg_token)
     return list(ids[: len(ids) - behind - 1])
+
+
+def named(said: Sequence[str]) -> list[str]:
+    """What each [SEG] of an answer stands for, in the answer's own words.
+
+    That is the phrase in front of it, which GLaMM writes between <p> and </p>; without one, all
+    that is said since the last [SEG], which may be nothing.
+
+    Args:
+        said: the words in front of each [SEG], since the one before.
+    """
+    return list(map(_name, said))
+
+
+def _name(words: str) -> str:
+    phrase = words.strip().removesuffix(_CLOSE)
+    start = phrase.rfind(_OPEN)
+    is_phrase = words.rstrip().endswith(_CLOSE) and start >= 0
+    return phrase[start + len(_OPEN) :].strip() if is_phrase else words.strip()

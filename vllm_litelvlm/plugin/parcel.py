@@ -9,41 +9,49 @@ from torch import Tensor
 
 from vllm_litelvlm.plugin.plan import Plan, WorkOrder
 
-#: Bytes of the key, texts, and tokens of each.
-_HEADER = struct.Struct("<3i")
+#: Bytes of the key and of the name, texts, and tokens of each.
+_HEADER = struct.Struct("<4i")
 
 
 @dataclass(frozen=True)
 class Parcel:
-    """An item's order, its picture's key, and its texts' token ids, int32 [texts, length]."""
+    """An item's order, its picture's key, and its texts' token ids, int32 [texts, length].
+
+    ``name``: what vLLM's caches know the item by, in hexadecimal digits.
+    """
 
     order: WorkOrder
     key: bytes
     text_ids: Tensor
+    name: str
 
     @classmethod
     def unpack(cls, tensor: Tensor) -> "Parcel":
         """The inverse of :func:`pack`, for a tensor on the CPU."""
         data = tensor.numpy().tobytes()
-        key_bytes, texts, length = _HEADER.unpack_from(data)
+        key_bytes, name_bytes, texts, length = _HEADER.unpack_from(data)
         ids = np.frombuffer(data, np.int32, texts * length, _HEADER.size).reshape(texts, length)
         key_from = _HEADER.size + ids.nbytes
-        order_from = key_from + key_bytes
+        name_from = key_from + key_bytes
+        order_from = name_from + name_bytes
         return cls(
             WorkOrder.decode(data[order_from:]),
-            data[key_from:order_from],
+            data[key_from:name_from],
             torch.from_numpy(ids.copy()),
+            data[name_from:order_from].hex(),
         )
 
 
-def pack(plan: Plan, key: bytes, text_ids: Tensor) -> Tensor:
+def pack(plan: Plan, key: bytes, text_ids: Tensor, name: str) -> Tensor:
     """A parcel as vLLM carries it, uint8 [bytes].
 
     Args:
         plan: of the item.
         key: of its picture.
         text_ids: of the plan's texts, int32 [texts, length].
+        name: of the item, as :attr:`Parcel.name`.
     """
-    ids = text_ids.numpy()
-    data = _HEADER.pack(len(key), *ids.shape) + ids.tobytes() + key + WorkOrder.encode(plan)
+    ids, called = text_ids.numpy(), bytes.fromhex(name)
+    header = _HEADER.pack(len(key), len(called), *ids.shape)
+    data = header + ids.tobytes() + key + called + WorkOrder.encode(plan)
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)

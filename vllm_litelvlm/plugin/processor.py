@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import BatchFeature
@@ -72,6 +72,13 @@ ABSENT = (
     "An image was sent by its uuid alone, and its data is not provided and not in any cache; send "
     "the image itself."
 )
+
+
+class Said(NamedTuple):
+    """Of an item: its plan in its JSON form, and what vLLM's caches know it by."""
+
+    plan: str
+    name: str
 
 
 class PruningProcessor(BaseMultiModalProcessor[Any]):
@@ -212,11 +219,12 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
                 )
             self._count(layout, plans, pictures)
         chosen: dict[str, list[Picture]] = {}
-        said: dict[str, list[str]] = {}
+        said: dict[str, list[Said]] = {}
         for item in layout.items:
-            picture = pictures[item.image]
+            picture, plan = pictures[item.image], item.plan.to_json()
+            name = self._name(inputs, picture, plan)
             chosen.setdefault(picture.modality, []).append(picture)
-            said.setdefault(picture.modality, []).append(item.plan.to_json())
+            said.setdefault(picture.modality, []).append(Said(plan, name))
         return super().apply(
             dataclasses.replace(
                 inputs,
@@ -312,23 +320,25 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
         plan = Plan(Profile.name, parameters, budget, self.longest_texts(server.max_texts))
         return dataclasses.replace(inputs, hf_processor_mm_kwargs={OPTIONS_KEY: plan})
 
+    def _name(self, inputs: ProcessorInputs, picture: Picture, plan: str) -> str:
+        """An item's identity: its picture's, together with its plan."""
+        name: str = MultiModalHasher.hash_kwargs(
+            self._hash_algorithm,
+            model_id=self.info.model_id,
+            media_io_kwargs=(inputs.media_io_kwargs or {}).get(picture.modality) or {},
+            modality=picture.modality,
+            item=picture.identity,
+            plan=plan,
+        )
+        return name
+
     def _get_mm_hashes(self, inputs: ProcessorInputs) -> MultiModalHashes:
-        """Every item's identity: its picture's, together with its plan."""
-        assert inputs.mm_uuid_items is not None
-        hashes = {}
-        for modality, names in inputs.mm_uuid_items.items():
-            digest = partial(
-                MultiModalHasher.hash_kwargs,
-                self._hash_algorithm,
-                model_id=self.info.model_id,
-                media_io_kwargs=inputs.media_io_kwargs.get(modality) or {},
-            )
-            plans = _plans(inputs.hf_processor_mm_kwargs, modality)
-            hashes[modality] = [
-                digest(modality=modality, item=name, plan=plan)
-                for name, plan in zip(names, plans, strict=True)
-            ]
-        return hashes
+        """Every item's identity."""
+        given = inputs.hf_processor_mm_kwargs
+        return {
+            modality: [one.name for one in _said(given, modality)]
+            for modality in inputs.mm_uuid_items or {}
+        }
 
     def _get_cache_missing_items(
         self, cache: Any, mm_data_items: MultiModalDataItems, mm_hashes: MultiModalHashes
@@ -347,7 +357,7 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
         """The options, with the plans of the items that vLLM's cache lacks."""
         given = inputs.hf_processor_mm_kwargs
         missing = {
-            modality: _lacking(_plans(given, modality), there)
+            modality: _lacking(_said(given, modality), there)
             for modality, there in mm_is_cached.items()
         }
         return {**given, OPTIONS_KEY: missing}
@@ -361,11 +371,14 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
             pictures = items.get_all()
             if None in pictures:
                 raise VLLMValidationError(ABSENT, parameter="uuid")
-            plans = [Plan.from_json(plan) for plan in _plans(hf_kwargs, modality)]
+            said = _said(hf_kwargs, modality)
+            plans = [Plan.from_json(one.plan) for one in said]
             fields |= self.joined(self._pixels.get(pictures, self.made))
             fields[PARCELS[modality]] = [
-                pack(plan, picture.key, ids)
-                for plan, picture, ids in zip(plans, pictures, self._text_ids(plans), strict=True)
+                pack(plan, picture.key, ids, one.name)
+                for plan, picture, ids, one in zip(
+                    plans, pictures, self._text_ids(plans), said, strict=True
+                )
             ]
         return BatchFeature(fields)
 
@@ -398,9 +411,9 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
         hf_processor_mm_kwargs: Mapping[str, object],
         out_mm_kwargs: MultiModalKwargsItems,
     ) -> Sequence[PromptUpdate]:
-        def replacement(number: int, modality: str, plans: Sequence[str]) -> PromptUpdateInfo:
+        def replacement(number: int, modality: str, said: Sequence[Said]) -> PromptUpdateInfo:
             fields = out_mm_kwargs[modality][number]
-            return self.placeholders(modality, Plan.from_json(plans[number]), fields)
+            return self.placeholders(modality, Plan.from_json(said[number].plan), fields)
 
         return [
             PromptReplacement(
@@ -409,7 +422,7 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
                 replacement=partial(
                     replacement,
                     modality=modality,
-                    plans=_plans(hf_processor_mm_kwargs, modality),
+                    said=_said(hf_processor_mm_kwargs, modality),
                 ),
             )
             for modality, target in self.targets().items()
@@ -423,11 +436,11 @@ def _items(pictures: Mapping[str, Sequence[Any]]) -> MultiModalDataItems:
     )
 
 
-def _plans(hf_processor_mm_kwargs: Mapping[str, object], modality: str) -> list[str]:
-    """The items' plans, in their JSON form."""
-    plans = hf_processor_mm_kwargs[OPTIONS_KEY]
-    assert isinstance(plans, Mapping)
-    found: list[str] = plans.get(modality, [])
+def _said(hf_processor_mm_kwargs: Mapping[str, object], modality: str) -> list[Said]:
+    """Of the items."""
+    said = hf_processor_mm_kwargs[OPTIONS_KEY]
+    assert isinstance(said, Mapping)
+    found: list[Said] = said.get(modality, [])
     return found
 
 

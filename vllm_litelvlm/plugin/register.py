@@ -6,7 +6,17 @@ from types import TracebackType
 
 from vllm_litelvlm.activation import is_vllm_command
 from vllm_litelvlm.errors import LiteLVLMError
-from vllm_litelvlm.plugin import compat, encoded, endpoints, metrics, requests, sent, variants
+from vllm_litelvlm.plugin import (
+    compat,
+    default_runner,
+    encoded,
+    endpoints,
+    metrics,
+    pointing,
+    requests,
+    sent,
+    variants,
+)
 from vllm_litelvlm.plugin.served import MODELS
 
 
@@ -16,11 +26,13 @@ def install() -> None:
     Raises CompatibilityError on a vLLM that is not supported.
     """
     compat.install()
+    default_runner.install()
     requests.install()
     variants.install()
     sent.install()
     encoded.install()
     endpoints.install()
+    pointing.install()
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 

@@ -66,7 +66,7 @@ MASKS = (
     Stage("sam", "sam", 24, (3, 8), 8, 30, 1e-3, 0.05),
     Stage("pointing-12", "pointing", 12, (2, 4), 8, 25, 8e-4, 0.5, 4, groups=1),
     Stage("pointing", "pointing", 24, (3, 8), 4, 25, 5e-4, 0.4, 4, groups=1),
-    Stage("masks", "masks", 24, (3, 8), 4, 25, 3e-4, 0.03, 4, groups=1),
+    Stage("masks", "masks", 24, (3, 8), 4, 35, 5e-4, 0.03, 4, groups=1),
 )
 
 #: Batch and minutes of the stages on a GPU, 25 minutes in all; there a step lasts as long as its

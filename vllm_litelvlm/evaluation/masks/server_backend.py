@@ -1,4 +1,4 @@
-"""``POST /v1/masks`` of a running ``vllm serve --plugin litelvlm --runner pooling``."""
+"""``POST /v1/masks`` of a running ``vllm serve --plugin litelvlm``."""
 
 import base64
 import io
@@ -61,7 +61,7 @@ class ServerMasks:
         except NotFoundError as error:
             raise OptionsError(
                 f"The server at {self._url} has no /v1/masks. Start it with "
-                "vllm serve MODEL --plugin litelvlm --runner pooling."
+                "vllm serve MODEL --plugin litelvlm."
             ) from error
         count = len(question.texts)
         decoded = [coco_mask.decode(one["segmentation"]).astype(np.bool_) for one in answer["data"]]

@@ -17,8 +17,9 @@ def _add_ours(stock: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
 
     @functools.wraps(stock)
     def load_endpoint_plugins(*args: Any, **kwargs: Any) -> list[Any]:
+        from vllm_litelvlm.plugin.endpoints.page.plugin import PagePlugin
         from vllm_litelvlm.plugin.endpoints.plugin import MasksPlugin
 
-        return [*stock(*args, **kwargs), MasksPlugin()]
+        return [*stock(*args, **kwargs), MasksPlugin(), PagePlugin()]
 
     return load_endpoint_plugins

@@ -18,8 +18,8 @@ from vllm.exceptions import VLLMValidationError
 from vllm.renderers import ChatParams
 
 from vllm_litelvlm.grounding.layout import ARCHITECTURE
-from vllm_litelvlm.grounding.sam import Sam
 from vllm_litelvlm.grounding.segmenter import Segmenter
+from vllm_litelvlm.plugin.config import guidance_config
 from vllm_litelvlm.plugin.endpoints.masks import ServingMasks
 from vllm_litelvlm.plugin.endpoints.protocol import MasksRequest, MasksResponse
 
@@ -46,33 +46,36 @@ class MasksPlugin:
     async def init_state(
         self, engine_client: EngineClient | None, state: Any, args: Namespace
     ) -> None:
-        """Load SAM where the model has one, and the engine gives prompts for it."""
+        """Load SAM where the model has one."""
         state.litelvlm_masks = None
         if engine_client is None:
             return
         config = engine_client.model_config
-        if ARCHITECTURE not in config.architectures or config.runner_type != "pooling":
+        if ARCHITECTURE not in config.architectures:
             return
-        sam = await asyncio.to_thread(Sam.load, config.model, config.revision)
+        server = guidance_config(config.hf_config).server
+        segmenter = await asyncio.to_thread(
+            Segmenter.load, config.model, config.revision, server.sam_device, server.sam_cache_gb
+        )
+        renderer, multimodal = state.online_renderer, config.multimodal_config
         chat = ChatParams(
-            state.online_renderer.chat_template,
-            state.online_renderer.chat_template_content_format,
-            {"add_generation_prompt": False, "continue_final_message": False},
+            renderer.chat_template, renderer.chat_template_content_format
+        ).with_defaults(
+            renderer.default_chat_template_kwargs,
+            multimodal.media_io_kwargs if multimodal is not None else None,
         )
         models = state.openai_serving_models
         trusts = bool(args.trust_request_mm_kwargs)
-        state.litelvlm_masks = ServingMasks(
-            engine_client, models, chat, Segmenter(sam), trusts=trusts
-        )
+        state.litelvlm_masks = ServingMasks(engine_client, models, chat, segmenter, trusts=trusts)
 
 
 async def create_masks(request: MasksRequest, raw_request: Request) -> JSONResponse:
-    """Masks of what expressions refer to in a picture."""
+    """Masks of what expressions refer to in a picture, or of what a conversation points at."""
     serving: ServingMasks | None = raw_request.app.state.litelvlm_masks
     if serving is None:
         raise VLLMValidationError(
             "This server does not answer with masks. That takes a checkpoint with the token [SEG] "
-            f"and a SAM ({ARCHITECTURE}), served with --runner pooling.",
+            f"and a SAM ({ARCHITECTURE}).",
             parameter="model",
         )
     answer = await serving(request)

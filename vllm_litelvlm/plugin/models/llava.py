@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
+from math import isqrt
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +23,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.utils.torch_utils import set_default_torch_dtype
 
+from vllm_litelvlm.plugin.kept import Shape
 from vllm_litelvlm.plugin.models.clip import ClipFamily, ClipTexts
 from vllm_litelvlm.plugin.models.clip_guided import ClipGuided
 from vllm_litelvlm.plugin.models.pruned import Batch, Group
@@ -124,6 +126,11 @@ class Squares:
     def tokens(self) -> list[int]:
         """The same of every image."""
         return [self.patches] * len(self.pixels)
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """Squares."""
+        return [(1, side := isqrt(self.patches), side)] * len(self.pixels)
 
     @property
     def load(self) -> list[int]:

@@ -145,6 +145,11 @@ class Tiles:
         return [layout.tokens for layout in self.layouts]
 
     @property
+    def shapes(self) -> list[None]:
+        """Base, tiles and newlines are no grid."""
+        return [None] * len(self.layouts)
+
+    @property
     def load(self) -> list[int]:
         """The tower has padding too, and no newlines."""
         return [layout.tiles * layout.base for layout in self.layouts]

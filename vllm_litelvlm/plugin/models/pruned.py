@@ -15,6 +15,8 @@ from vllm.platforms import current_platform
 
 from vllm_litelvlm.plugin.config import guidance_config
 from vllm_litelvlm.plugin.family import Family
+from vllm_litelvlm.plugin.inquiry import answer_inquiries
+from vllm_litelvlm.plugin.kept import Kept, KeptTokens, Shape
 from vllm_litelvlm.plugin.metrics import worker_metrics
 from vllm_litelvlm.plugin.parcel import Parcel
 from vllm_litelvlm.plugin.plan import WorkOrder
@@ -41,6 +43,10 @@ class Media(Protocol):
         """Visual tokens of each image, before pruning."""
 
     @property
+    def shapes(self) -> Sequence[Shape | None]:
+        """Frames, rows and columns of each image's tokens; None where they are no grid."""
+
+    @property
     def load(self) -> Sequence[int]:
         """Visual tokens of each image as tower and guidance have them, cut off later or not."""
 
@@ -65,12 +71,16 @@ class Group:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images that go through tower, guidance and selection together; all fields one an image."""
+    """Images that go through tower, guidance and selection together; all fields one an image.
+
+    ``names`` as :attr:`~vllm_litelvlm.plugin.parcel.Parcel.name`.
+    """
 
     media: Media
     keys: Sequence[bytes]
     text_ids: Sequence[Tensor]
     orders: Sequence[WorkOrder]
+    names: Sequence[str]
 
     def parts(self, room: int) -> "Iterator[Batch]":
         """Runs of the images that load the tower with at most ``room`` tokens, or of one image."""
@@ -84,7 +94,11 @@ class Batch:
 
     def _some(self, images: slice) -> "Batch":
         return Batch(
-            self.media.some(images), self.keys[images], self.text_ids[images], self.orders[images]
+            self.media.some(images),
+            self.keys[images],
+            self.text_ids[images],
+            self.orders[images],
+            self.names[images],
         )
 
 
@@ -148,6 +162,7 @@ class PrunedModel(ABC):
         """Called at the end of the model's ``__init__``."""
         self._settings = guidance_config(vllm_config.model_config.hf_config)
         self._stopwatch = Stopwatch()
+        self._kept = KeptTokens()
         #: Unpruned tokens that go through tower and guidance together (:attr:`Media.load`). vLLM's
         #: scheduler counts what is kept of them, so a step may have more than the memory profile
         #: saw, which sets this.
@@ -155,6 +170,7 @@ class PrunedModel(ABC):
         if self._settings.server.original_positions and current_platform.is_cpu():
             mend_cpu_runner()
         follow_resets(v2=vllm_config.use_v2_model_runner)
+        answer_inquiries()
 
     def litelvlm_needs(self) -> frozenset[Signal]:
         """What the server's own options and its variants ask of an image."""
@@ -173,19 +189,20 @@ class PrunedModel(ABC):
             [parcel.key for parcel in parcels],
             [parcel.text_ids for parcel in parcels],
             [parcel.order for parcel in parcels],
+            [parcel.name for parcel in parcels],
         )
         orders = batch.orders
         whole = all(isinstance(one.pruner, KeepAll) and one.window is None for one in orders)
         if whole and not self.litelvlm_keeps(batch.keys):
             # Stock vLLM, bit for bit.
-            _trace(batch, None)
+            self._note(batch, None)
             return self._finished(self.litelvlm_whole(kwargs), batch)
         if any(isinstance(order.pruner, Profile) for order in orders):
             return self._profile(batch)
         embeddings: list[Tensor] = []
         for part in batch.parts(self._at_once):
             selections = self.litelvlm_select(part)
-            _trace(part, selections)
+            self._note(part, selections)
             embeddings += self._finished(self.litelvlm_tokens(selections), part, selections)
         return embeddings
 
@@ -200,11 +217,39 @@ class PrunedModel(ABC):
             return embeddings
         return self.litelvlm_placed(embeddings, batch, selections)
 
+    def litelvlm_kept(self, names: Sequence[str]) -> list[dict[str, Any] | None]:
+        """What was kept of the items that vLLM caches under these names.
+
+        As :meth:`~vllm_litelvlm.plugin.kept.KeptTokens.told`; an inquiry of the API server.
+        """
+        return self._kept.told(names)
+
+    def _note(self, batch: Batch, selections: Sequence[Selection] | None) -> None:
+        """Remember what is kept, and write it down; once, of all the ranks that select the same.
+
+        Without ``selections`` that is everything.
+        """
+        if get_tensor_model_parallel_rank() != 0:
+            return
+        media = batch.media
+        for number, name in enumerate(batch.names):
+            one = None if selections is None else selections[number]
+            kept = Kept(
+                batch.orders[number],
+                batch.keys[number],
+                media.tokens[number],
+                media.shapes[number],
+                None if one is None else one.indices,
+                None if one is None else one.guided,
+            )
+            self._kept.remember(name, kept)
+        trace_selections(batch.orders, batch.text_ids, selections, media.tokens)
+
     def _profile(self, batch: Batch) -> MultiModalEmbeddings:
         """Run vLLM's memory profile, whose images are one and the same, as if they were not."""
         self._at_once = sum(batch.media.load)
         keys = [number.to_bytes(4, "little") for number in range(len(batch.keys))]
-        batch = Batch(batch.media, keys, batch.text_ids, batch.orders)
+        batch = Batch(batch.media, keys, batch.text_ids, batch.orders, batch.names)
         selections = self.litelvlm_select(batch)
         embeddings = self._finished(self.litelvlm_tokens(selections), batch, selections)
         self.litelvlm_forget()
@@ -230,12 +275,6 @@ class PrunedModel(ABC):
                 for image, selection in zip(group.images, selections, strict=True):
                     chosen[image].append(selection)
         return [_joined(chosen[image]) for image in range(len(batch.orders))]
-
-
-def _trace(batch: Batch, selections: Sequence[Selection] | None) -> None:
-    """Once, of all the ranks that select the same."""
-    if get_tensor_model_parallel_rank() == 0:
-        trace_selections(batch.orders, batch.text_ids, selections, batch.media.tokens)
 
 
 def _joined(pictures: Sequence[Selection]) -> Selection:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from vllm.distributed import tensor_model_parallel_all_reduce
 
+from vllm_litelvlm.plugin.kept import Shape
 from vllm_litelvlm.plugin.models.qwen_front import Grid
 from vllm_litelvlm.plugin.stopwatch import Section
 from vllm_litelvlm.pruning.base import Signal
@@ -41,6 +42,11 @@ class Patches:
     def tokens(self) -> list[int]:
         """Visual tokens of each item, before pruning."""
         return [grid.tokens for grid in self.grids]
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """Those of the grids."""
+        return [(grid.frames, grid.rows, grid.columns) for grid in self.grids]
 
     @property
     def load(self) -> list[int]:

@@ -43,6 +43,16 @@ V2 = Runner(
 #: slow in the interpreter.
 on_v1_alone = pytest.mark.parametrize("runner", [V1], ids=str, indirect=True, scope="session")
 
+#: For tests of what was never seen to depend on the model runner: in the interpreter when there is
+#: time.
+slow_on_v2 = pytest.mark.parametrize(
+    "runner",
+    [V1, pytest.param(V2, marks=pytest.mark.slow)],
+    ids=str,
+    indirect=True,
+    scope="session",
+)
+
 #: The environment of two worker processes.
 TWO_WORKERS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.e2e.client import ask, data_url, user_turn
+from tests.e2e.runners import slow_on_v2
 
 COUNT_OR_FRACTION = "a token count (whole number from 1) or a fraction"
 BAD_OPTIONS = [
@@ -78,6 +79,7 @@ def refused(response: httpx.Response, *sentences: str) -> None:
     assert len(message) < 1000
 
 
+@slow_on_v2
 @pytest.mark.parametrize(
     ("options", "value", "allowed"), BAD_OPTIONS, ids=[str(row[1])[:40] for row in BAD_OPTIONS]
 )
@@ -140,6 +142,7 @@ def test_hostile_images_leave_the_server_serving(server: Any, question: dict[str
         assert ask(server.url, question, {"budget": 64}, 1).token_ids
 
 
+@slow_on_v2
 @pytest.mark.parametrize(
     ("size", "mode"), [((1, 1), "RGB"), ((1, 300), "RGB"), ((40, 30), "RGBA"), ((9, 9), "L")]
 )

@@ -18,7 +18,7 @@ from PIL import Image
 from tests.e2e.client import Answer, ask, async_client, data_url, read, request, user_turn
 from tests.e2e.conftest import ARGUMENTS, TracedServer
 from tests.e2e.reference import Reference
-from tests.e2e.runners import on_v1_alone, python_path
+from tests.e2e.runners import on_v1_alone, python_path, slow_on_v2
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.demo.server import serve
 from vllm_litelvlm.evaluation.backend import Question
@@ -116,6 +116,7 @@ def test_vispruner_answers_as_transformers_does_given_what_it_kept(
         assert list(served.token_ids) == reference.generate(prompt, [image], [kept], 8)
 
 
+@slow_on_v2
 @pytest.mark.parametrize("method", method_names())
 def test_budget_of_all_tokens_is_the_whole_image_whatever_the_method(
     server: TracedServer, photographs: Sequence[Image.Image], method: str
@@ -126,6 +127,7 @@ def test_budget_of_all_tokens_is_the_whole_image_whatever_the_method(
     assert ask(server.url, turn, {"method": method, "budget": 576}) == whole
 
 
+@slow_on_v2
 @pytest.mark.parametrize("method", method_names())
 def test_every_method_has_the_budget_that_was_asked_for(
     server: TracedServer, photographs: Sequence[Image.Image], method: str
@@ -139,6 +141,7 @@ def test_every_method_has_the_budget_that_was_asked_for(
         assert whole - answer.prompt_tokens == 2 * (576 - budget)
 
 
+@slow_on_v2
 @pytest.mark.parametrize("method", decoder_method_names())
 def test_method_inside_the_language_model_is_refused_and_told_why(
     server: TracedServer, photographs: Sequence[Image.Image], method: str

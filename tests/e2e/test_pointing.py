@@ -279,7 +279,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"messages": [TWICE, SAID], "image_index": -1}, "greater than or equal to 0"),
     ({"messages": [ASKED, {**SAID, "content": " [SEG]" * 65}]}, "have 65 [SEG]"),
     ({"messages": [ASKED, *[SAID] * 65]}, "have 65 or more [SEG]"),
-    ({"messages": [ASKED, {**SAID, "content": "far" * 3000 + " [SEG]"}]}, ""),
+    ({"messages": [ASKED, {**SAID, "content": "far" * 3000 + " [SEG]"}]}, "An answer has"),
     ({"messages": [user_turn(QUESTION, "data:image/png;base64,AAAA"), SAID]}, "Failed to load"),
     (
         {"messages": [ASKED, SAID], "mm_processor_kwargs": {"litelvlm": {"budget": 0}}},
@@ -287,7 +287,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"image": data_url(RED), "expressions": ["a cup"], "image_index": 0}, "is of 'messages'"),
     ({"image": data_url(RED)}, "give either 'expressions' and a picture, or 'messages'"),
-    ({"image": data_url(RED), "expressions": ["a cup " * 160] * 64}, ""),
+    ({"image": data_url(RED), "expressions": ["a cup " * 160] * 64}, "maximum context length"),
 ]
 
 

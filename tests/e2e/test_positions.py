@@ -14,7 +14,7 @@ from PIL import Image
 from tests.e2e.client import Answer, ask, async_client, data_url, read, request, user_turn
 from tests.e2e.conftest import ARGUMENTS, TracedServer, traced_server
 from tests.e2e.reference import Reference
-from tests.e2e.runners import V1, V2, Runner
+from tests.e2e.runners import V1, V2, Runner, slow_on_v2
 from tests.e2e.stock import Stock, answers
 from tests.e2e.workplace import PROMPT, QUESTION, Workplace
 from vllm_litelvlm.demo.checkpoint import Checkpoint
@@ -31,12 +31,21 @@ TWO_IMAGES = PROMPT.replace("<image>", "<image> and <image>")
 
 
 @pytest.mark.parametrize(
-    ("runner", "chunk"), [(V1, 100), (V2, 200)], ids=str, indirect=["runner"], scope="session"
+    ("runner", "chunk", "singly", "tokens"),
+    [(V1, 100, 3, 40), (V2, 200, 1, 12), pytest.param(V2, 200, 3, 40, marks=pytest.mark.slow)],
+    ids=str,
+    indirect=["runner"],
+    scope="session",
 )
 def test_engine_is_as_sure_of_every_token_as_transformers_with_explicit_positions(
-    workplace: Workplace, reference: Reference, photographs: Sequence[Image.Image], chunk: int
+    workplace: Workplace,
+    reference: Reference,
+    photographs: Sequence[Image.Image],
+    chunk: int,
+    singly: int,
+    tokens: int,
 ) -> None:
-    singles = [([image], budget) for image in range(3) for budget in BUDGETS]
+    singles = [([image], budget) for image in range(singly) for budget in BUDGETS]
     pairs = [([0, 1], 64), ([2, 0], 150)]
     asked = [(*one, mode) for one in [*singles, *pairs] for mode in MODES]
     batch = [
@@ -44,7 +53,7 @@ def test_engine_is_as_sure_of_every_token_as_transformers_with_explicit_position
             "prompt": TWO_IMAGES if len(images) == 2 else PROMPT,
             "images": [workplace.images[image] for image in images],
             "options": {"budget": budget, "positions": mode},
-            "tokens": 40,
+            "tokens": tokens,
         }
         for images, budget, mode in asked
     ]
@@ -61,7 +70,7 @@ def test_engine_is_as_sure_of_every_token_as_transformers_with_explicit_position
         best, likely = reference.follow(
             sent["prompt"], pictures, kept, answer["token_ids"], mode == "original"
         )
-        assert len(best) == 40
+        assert len(best) == tokens
         assert answer["token_ids"] == best, (images, budget, mode)
         assert answer["logprobs"] == pytest.approx(likely, abs=1e-4), (images, budget, mode)
 
@@ -130,6 +139,7 @@ async def test_concurrent_requests_of_both_modes_answer_as_each_does_alone(
     assert len({answer.logprobs for answer in alone}) == len(asked)
 
 
+@slow_on_v2
 @pytest.mark.parametrize("method", [name for name in method_names() if name != "vispruner"])
 def test_every_method_places_its_tokens_as_transformers_does(
     placing: TracedServer,

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.e2e.runners import Runner
+from tests.e2e.runners import Runner, slow_on_v2
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 
 #: The layer that vLLM's tower has not.
@@ -82,6 +82,7 @@ def steps(
     return json.loads((folder / "answers.json").read_text())
 
 
+@slow_on_v2
 @pytest.mark.parametrize(
     ("step", "start"),
     [
@@ -97,6 +98,7 @@ def test_changed_weights_answer_as_a_fresh_start_on_them(steps: Any, step: str, 
     assert steps[step] == steps[start]
 
 
+@slow_on_v2
 def test_steps_differ(steps: Any) -> None:
     """Or the other tests would hold nothing."""
     for model, other, dummy in zip(

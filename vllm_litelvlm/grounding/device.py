@@ -14,16 +14,20 @@ _GIB = 2**30
 
 def check_device(asked: str | None) -> None:
     """Raise OptionsError for a device that this machine does not have."""
+    if asked is None:
+        return
     gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     allowed = ["cpu", *(["cuda"] if gpus else []), *gpus]
-    if asked is not None and asked not in allowed:
+    if asked not in allowed:
         raise OptionsError(
             f"litelvlm option 'sam_device' is {asked!r}; allowed on this machine: "
             f"{', '.join(allowed)}, or null, which chooses."
         )
 
 
-def choose_device(asked: str | None, config: SamConfig, kept_bytes: int) -> torch.device:
+def choose_device(
+    asked: str | None, config: SamConfig, kept_bytes: int, processes: int = 1
+) -> torch.device:
     """The device that is asked for; else the first GPU if SAM has room there, or the CPU.
 
     An engine has by then taken what memory it wants of a GPU. What it left is measured, and has to
@@ -34,24 +38,29 @@ def choose_device(asked: str | None, config: SamConfig, kept_bytes: int) -> torc
         asked: a device that this machine has, or None.
         config: of SAM.
         kept_bytes: what features may take.
+        processes: that load a SAM each.
     """
     if asked is not None:
         return torch.device(asked)
     if torch.cuda.device_count() == 0:
         return torch.device("cpu")
-    free, _ = torch.cuda.mem_get_info(0)
-    return _with_room(free, needed_bytes(config) + kept_bytes)
+    try:
+        free, _ = torch.cuda.mem_get_info(0)
+    except RuntimeError as error:  # another process may have the GPU for itself
+        logger.warning("SAM computes on the CPU, for the GPU cannot be used (%s).", error)
+        return torch.device("cpu")
+    return _with_room(free // processes, needed_bytes(config) + kept_bytes)
 
 
 def needed_bytes(config: SamConfig) -> int:
-    """Of a device's memory: float32 weights, the widest attention of the encoder, and masks."""
+    """Of a device's memory: float32 weights, and the work of two threads, an encoder's each."""
     with torch.device("meta"):
         weights = sum(one.numel() for one in SamModel(config).parameters())
     vision = config.vision_config
     tokens = (vision.image_size // vision.patch_size) ** 2
     # Its scores, what positions add to them, and their softmax.
     attention = 3 * vision.num_attention_heads * tokens**2
-    return int(4 * (weights + attention)) + _GIB
+    return int(4 * (weights + 2 * attention)) + _GIB
 
 
 def _with_room(free: int, needed: int) -> torch.device:

@@ -34,6 +34,7 @@ class Segmenter:
         revision: str | None = None,
         device: str | None = None,
         cache_gb: float = KEPT_BYTES / 2**30,
+        processes: int = 1,
     ) -> "Segmenter":
         """Of a checkpoint of the layout in :mod:`~vllm_litelvlm.grounding.layout`.
 
@@ -42,11 +43,12 @@ class Segmenter:
             revision: of a hub repository.
             device: where to compute; None chooses, by :func:`.device.choose_device`.
             cache_gb: GiB of features that are kept.
+            processes: that load one each, on the same machine.
 
         Raises WeightsError naming what is missing or does not fit.
         """
         kept = int(cache_gb * 2**30)
-        where = choose_device(device, read_sam_config(model, revision), kept)
+        where = choose_device(device, read_sam_config(model, revision), kept, processes)
         logger.info("SAM computes on %s.", where)
         return cls(Sam.load(model, revision, where), FeatureCache(kept))
 

@@ -15,13 +15,15 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.outputs import PoolingRequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from vllm_litelvlm.grounding.layout import seg_token_index
 from vllm_litelvlm.plugin.wrap import find, wrap
 from vllm_litelvlm.pruning.base import to_device
 
-#: No other request's name begins so: vLLM's endpoints put one of their own before a client's.
+#: vLLM's endpoints put a word of their own before a client's name for its request. /v1/responses
+#: does not: who takes this one there gets an error, and nobody else does.
 POINTING = "litelvlm-point-"
 
 
@@ -75,12 +77,20 @@ def _engine_prompts(engine: Any, asked: Sequence[tuple[Any, int]]) -> list[Tenso
         with Progress(transient=True, disable=len(names) == 1) as progress:
             bar = progress.add_task("Pointing", total=len(names))
             while engine.has_unfinished_requests():
-                found |= {one.request_id: one.outputs.data for one in engine.step()}
+                found |= {one.request_id: _prompt(one) for one in engine.step()}
                 progress.update(bar, completed=len(found))
     except BaseException:
         engine.abort_request(names)
         raise
     return list(torch.stack([found[name] for name in names]).float().split(counts))
+
+
+def _prompt(output: Any) -> Tensor:
+    """Raises RuntimeError where the engine ended the request without one."""
+    if not isinstance(output, PoolingRequestOutput):
+        raise RuntimeError(f"The engine ended {output.request_id!r} without a prompt of SAM.")
+    prompt: Tensor = output.outputs.data
+    return prompt
 
 
 def point(v2: bool) -> None:
@@ -139,7 +149,12 @@ class _Prompts:
         if not hasattr(output, "get_output"):
             return self._put(output)
         get_output = output.get_output
-        output.get_output = lambda: self._put(get_output())
+
+        def with_prompts() -> Any:
+            del output.get_output  # or it would keep itself from being freed
+            return self._put(get_output())
+
+        output.get_output = with_prompts
         return output
 
     def _put(self, output: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vllm_litelvlm.errors import OptionsError
 from vllm_litelvlm.evaluation.engine_backend import refusals_told
 from vllm_litelvlm.evaluation.masks.backend import MaskAnswer, MaskQuestion, Picture
 from vllm_litelvlm.grounding import segment_frames
@@ -18,9 +19,17 @@ class EngineMasks:
     Args:
         llm: of :func:`~vllm_litelvlm.evaluation.engine_backend.start_engine`, with
             ``--runner=pooling``.
+
+    Raises OptionsError for an engine that generates.
     """
 
     def __init__(self, llm: Any) -> None:
+        runner = llm.llm_engine.model_config.runner_type
+        if runner != "pooling":
+            raise OptionsError(
+                f"The engine's runner is {runner!r}; masks are judged by 'pooling', a conversation "
+                "in one prefill. Leave --runner out."
+            )
         self._llm = _Counting(llm)
 
     def answer(self, questions: Sequence[MaskQuestion]) -> Iterator[MaskAnswer]:

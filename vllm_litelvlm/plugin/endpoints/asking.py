@@ -50,6 +50,7 @@ class Asking:
     def __init__(self, engine: EngineClient, chat_params: ChatParams) -> None:
         self._renderer, self._config = engine.renderer, engine.model_config.hf_config
         self._seg_token = seg_token_index(self._config)
+        self._longest = engine.model_config.max_model_len
         self._whole, self._open = (
             replace(
                 chat_params,
@@ -76,6 +77,18 @@ class Asking:
         prompt[CONVERSATION_KEY] = prompt[CONVERSATION_KEY].about(expressions)
         return prompt
 
+    async def about(self, link: str, conversations: Sequence[Sequence[str]]) -> list[Any]:
+        """A prompt for each conversation about a picture, which is fetched once."""
+        image = {"type": "image_url", "image_url": {"url": link}}
+        first = await self.rounds(image, conversations[0])
+        fetched = first["multi_modal_data"]
+        [picture] = pictures_of(first)
+        part = {"type": "image_pil", "image_pil": picture}
+        prompts = [first, *[await self.rounds(part, one) for one in conversations[1:]]]
+        for prompt in prompts:
+            prompt["multi_modal_data"] = fetched
+        return prompts
+
     def points(self, message: Message) -> bool:
         """Whether it is an answer with [SEG]."""
         if message.role != "assistant":
@@ -95,6 +108,12 @@ class Asking:
         return prompt, self._read(ids)
 
     def _read(self, ids: list[int]) -> Answer:
+        if len(ids) > self._longest:
+            raise VLLMValidationError(
+                f"An answer has {len(ids)} tokens; the model reads {self._longest} at most, with "
+                "all that stands in front of it. Send the conversation as it was had.",
+                parameter="messages",
+            )
         tokenizer = self._renderer.get_tokenizer()
         beyond = [one for one in ids if one >= len(tokenizer)]
         if beyond:

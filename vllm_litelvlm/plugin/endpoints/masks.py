@@ -112,15 +112,8 @@ class ServingMasks(BaseServing):
         """All masks of a picture, which is fetched once."""
         assert request.expressions is not None
         asked = conversations(request.expressions, request.conversation)
-        first = await self._asking.rounds(
-            {"type": "image_url", "image_url": {"url": link}}, asked[0]
-        )
-        fetched = first["multi_modal_data"]
-        [picture] = pictures_of(first)
-        part = {"type": "image_pil", "image_pil": picture}
-        prompts = [first, *[await self._asking.rounds(part, one) for one in asked[1:]]]
-        for prompt in prompts:
-            prompt["multi_modal_data"] = fetched
+        prompts = await self._asking.about(link, asked)
+        [picture] = pictures_of(prompts[0])
 
         async def rows(prompt: Any, count: int) -> tuple[Tensor, MasksUsage]:
             ready = await self._asking.processed(prompt, request.mm_processor_kwargs)

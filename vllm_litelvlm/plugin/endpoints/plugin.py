@@ -55,7 +55,12 @@ class MasksPlugin:
             return
         server = guidance_config(config.hf_config).server
         segmenter = await asyncio.to_thread(
-            Segmenter.load, config.model, config.revision, server.sam_device, server.sam_cache_gb
+            Segmenter.load,
+            config.model,
+            config.revision,
+            server.sam_device,
+            server.sam_cache_gb,
+            getattr(args, "api_server_count", None) or 1,
         )
         renderer, multimodal = state.online_renderer, config.multimodal_config
         chat = ChatParams(

@@ -48,7 +48,8 @@ class EnginePrompts:
             self._asked(one, pointing_params(), POINTING, adapter)
             for one in cuts(conversation, count, self._seg_token)
         )
-        return torch.stack([row for row, _ in answers]), MasksUsage.sum(used for _, used in answers)
+        # The last one is the conversation, and has the others in it.
+        return torch.stack([row for row, _ in answers]), answers[-1][1]
 
     async def _asked(
         self, prompt: Any, parameters: Any, name: str, adapter: Any

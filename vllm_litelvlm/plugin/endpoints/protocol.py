@@ -143,7 +143,10 @@ class MaskData(BaseModel):
 
 
 class MasksUsage(BaseModel):
-    """Tokens of all prompts, and those of them that vLLM's prefix cache had."""
+    """Tokens of all conversations, and those of them that vLLM's prefix cache had.
+
+    A conversation counts once, also where an engine that generates reads it up to each [SEG].
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0

@@ -17,7 +17,7 @@ from vllm_litelvlm.evaluation.command.opening import (
 )
 from vllm_litelvlm.evaluation.masks.backend import MaskAnswer, MaskBackend, MaskQuestion
 
-#: Of ``vllm serve``: an engine gives either masks or words.
+#: Of ``vllm serve``: a conversation is one prefill, and nothing is asked for words.
 _RUNNER = "--runner=pooling"
 
 

@@ -45,7 +45,7 @@ class VideoMasked:
     """What one condition got for one annotator's expressions about a video, as J and F of each.
 
     ``published``: of each object by the published evaluation; None where an object has several
-    expressions, which it does not know. ``asked``: requests; ``masks``: those of the expressions in
+    expressions, which it does not know. ``masks``: those of the expressions in
     the middle frame, kept of the first videos.
     """
 

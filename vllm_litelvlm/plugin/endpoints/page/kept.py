@@ -37,12 +37,12 @@ from vllm_litelvlm.vision.frame import Frame, shown
 
 
 class Prepared(NamedTuple):
-    """A prompt of a request, as the engine would get it.
+    """A prompt of a request: the names of its items, in order.
 
     ``picture`` is the number of its first. ``expressions``: of a conversation that asks for masks.
     """
 
-    engine_input: Any
+    names: list[str]
     picture: int = 0
     expressions: Sequence[str] | None = None
 
@@ -84,11 +84,14 @@ class ServingKept(BaseServing):
             rendered = await self._online.render_chat(request)
             if isinstance(rendered, ErrorResponse):
                 return rendered
-            prepared = [Prepared(one) for one in rendered[1]]
+            prepared = [Prepared(_names(one)) for one in rendered[1]]
         frame, sizes = self._frame(), request.sizes or []
+        names = [one.names for one in prepared]
+        told = iter(await self._told([name for of_one in names for name in of_one]))
         data = []
         for one in prepared:
-            for number, kept in enumerate(_pictures(await self._told(one.engine_input))):
+            items = [next(told) for _ in one.names]
+            for number, kept in enumerate(_pictures(items)):
                 kept.picture = one.picture + number
                 kept.expressions = None if one.expressions is None else [*one.expressions]
                 if kept.grid is not None and kept.picture < len(sizes):
@@ -112,20 +115,17 @@ class ServingKept(BaseServing):
         expressions = request.expressions or []
         prepared = []
         for number, link in enumerate(request.frames):
-            part = {"type": "image_url", "image_url": {"url": link}}
-            for asked in conversations(expressions, request.conversation):
-                prompt = await self._asking.rounds(part, asked)
+            asked = conversations(expressions, request.conversation)
+            for prompt, those in zip(await self._asking.about(link, asked), asked, strict=True):
                 ready = await self._asking.processed(prompt, request.mm_processor_kwargs)
-                prepared.append(Prepared(ready, number, asked))
+                prepared.append(Prepared(_names(ready), number, those))
         return prepared
 
-    async def _told(self, engine_input: Any) -> list[dict[str, Any] | None]:
-        """What the workers remember of a prompt's items, in order; None of what they do not."""
-        hashes = engine_input.get("mm_hashes") or {}
-        names = [name for modality in hashes.values() for name in modality]
+    async def _told(self, names: Sequence[str]) -> list[dict[str, Any] | None]:
+        """What the workers remember of items; None of what they do not."""
         if not names:
             return []
-        engines = await ask(self._engine, "litelvlm_kept", names)
+        engines = await ask(self._engine, "litelvlm_kept", list(names))
         return [next(filter(None, told), None) for told in zip(*engines, strict=True)]
 
     def _frame(self) -> Frame:
@@ -144,6 +144,12 @@ class ServingKept(BaseServing):
             return 0.0, 0.0, float(size[0]), float(size[1])
         left, top, right, bottom = shown(size, frame, self._image_processor)
         return left, top, right - left, bottom - top
+
+
+def _names(engine_input: Any) -> list[str]:
+    """Of the items of a prompt as the engine gets it, in order."""
+    hashes = engine_input.get("mm_hashes") or {}
+    return [name for modality in hashes.values() for name in modality]
 
 
 def _pictures(items: Sequence[dict[str, Any] | None]) -> list[KeptData]:

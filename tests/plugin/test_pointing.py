@@ -1,7 +1,9 @@
 """Prompts of SAM in the outputs of a generating engine, and which engine there is by default."""
 
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from vllm import EngineArgs
@@ -10,7 +12,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.demo.grounding import build_grounding
 from vllm_litelvlm.plugin.config import guidance_config
-from vllm_litelvlm.plugin.pointing import POINTING, _Prompts, cuts
+from vllm_litelvlm.plugin.pointing import POINTING, _Prompts, _sampled_v1, _sampled_v2, cuts
 
 pytestmark = pytest.mark.usefixtures("installed")
 
@@ -88,3 +90,59 @@ def test_prompts_go_with_the_requests_that_were_sampled() -> None:
     assert incomplete is None
     assert found is not None
     assert found.tolist() == [1.0, 2.0]
+
+
+NAMES = ["chat", f"{POINTING}a", "other", f"{POINTING}b"]
+DRAFTS = [2, 0, 3, 0]
+#: Rows of the step that are sampled from: of each request one, and one for each of its drafts.
+STATES = torch.arange(9.0)[:, None].expand(-1, 4)
+FIRST = [0, 3, 4, 8]
+
+
+def v1(drafts: list[int] | None) -> tuple[Any, Any]:
+    state = SimpleNamespace(
+        sample_hidden_states=STATES if drafts else STATES[: len(NAMES)],
+        spec_decode_metadata=SimpleNamespace(num_draft_tokens=drafts) if drafts else None,
+    )
+    return SimpleNamespace(
+        execute_model_state=state, input_batch=SimpleNamespace(req_ids=NAMES)
+    ), _sampled_v1
+
+
+def v2(drafts: list[int] | None) -> tuple[Any, Any]:
+    counts = [1 + count for count in drafts or [0] * len(NAMES)]
+    batch = SimpleNamespace(
+        req_ids=NAMES,
+        cu_num_logits_np=np.cumsum([0, *counts]),
+        # Between the rows that are sampled from are those of prompts.
+        logits_indices=torch.arange(sum(counts)) * 3 + 2,
+    )
+    state = SimpleNamespace(
+        input_batch=batch,
+        hidden_states=torch.arange(3.0 * sum(counts))[:, None].expand(-1, 4).sub(2).div(3),
+    )
+    return SimpleNamespace(execute_model_state=state), _sampled_v2
+
+
+@pytest.mark.parametrize("of", [v1, v2])
+@pytest.mark.parametrize(("drafts", "rows"), [(None, [1, 3]), (DRAFTS, [FIRST[1], FIRST[3]])])
+def test_rows_are_found_behind_the_drafts_of_other_requests(
+    of: Any, drafts: list[int] | None, rows: list[int]
+) -> None:
+    runner, find = of(drafts)
+    runner.get_model = lambda: SimpleNamespace(litelvlm_prompts=lambda states: states.float())
+    prompts = _Prompts.of(runner, find)
+    assert prompts is not None
+    assert prompts._names == [NAMES[1], NAMES[3]]
+    assert prompts._rows[:, 0].tolist() == pytest.approx(rows)
+
+
+@pytest.mark.parametrize("of", [v1, v2])
+def test_step_without_such_requests_is_left_alone(of: Any) -> None:
+    runner, find = of(None)
+    if find is _sampled_v1:
+        runner.input_batch.req_ids = ["chat"]
+    else:
+        runner.execute_model_state.input_batch.req_ids = ["chat"]
+    runner.get_model = lambda: SimpleNamespace(litelvlm_prompts=None)
+    assert _Prompts.of(runner, find) is None

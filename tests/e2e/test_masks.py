@@ -170,7 +170,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"expressions": ["x" * 1001]}, "at most 1000 characters"),
     ({"expressions": "a cup"}, "valid list"),
     ({"expressions": [3]}, "valid string"),
-    ({"expressions": None}, "valid list"),
+    ({"expressions": None}, "give either 'expressions' and a picture"),
     ({"image": None}, "give either 'image'"),
     ({"image": ""}, "at least 1 character"),
     ({"image": 7}, "valid string"),
@@ -330,6 +330,7 @@ def test_batch_example_answers_line_by_line(
     body = {"image": data_url(pictures[0]), "expressions": TWO}
     served = server.masks({**body, "mm_processor_kwargs": {"litelvlm": options}})["data"]
     for one, other in zip(good["masks"], served, strict=True):
-        assert (decoded({"segmentation": one}) != decoded(other)).mean() < 1e-4
+        # Where a logit is next to 0, last bits decide, and the two engines batch otherwise.
+        assert (decoded({"segmentation": one}) != decoded(other)).mean() < 1e-3
     assert "none.png" in missing["error"]
     assert "none of them empty" in empty["error"]

@@ -260,6 +260,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"messages": [ASKED, {**SAID, "token_ids": [5, 6]}]}, "No answer in messages has [SEG]"),
     ({"messages": [ASKED, {**SAID, "token_ids": [-1]}]}, "greater than or equal to 0"),
     ({"messages": [ASKED, {**SAID, "token_ids": [2050, 99999, 2050]}]}, "have 99999"),
+    ({"messages": [ASKED, {**SAID, "token_ids": [5] * 3000 + [2050]}]}, "An answer has 3001"),
     ({"messages": [{**ASKED, "token_ids": [2050]}, SAID]}, "of answers alone"),
     ({"messages": [user_turn(QUESTION), SAID]}, "There is no image in front"),
     ({"messages": [user_turn(QUESTION), SAID, ASKED, SAID]}, "stands before image 0"),
@@ -279,7 +280,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"messages": [TWICE, SAID], "image_index": -1}, "greater than or equal to 0"),
     ({"messages": [ASKED, {**SAID, "content": " [SEG]" * 65}]}, "have 65 [SEG]"),
     ({"messages": [ASKED, *[SAID] * 65]}, "have 65 or more [SEG]"),
-    ({"messages": [ASKED, {**SAID, "content": "far" * 3000 + " [SEG]"}]}, "An answer has"),
+    ({"messages": [ASKED, {**SAID, "content": "far" * 3000 + " [SEG]"}]}, "maximum context length"),
     ({"messages": [user_turn(QUESTION, "data:image/png;base64,AAAA"), SAID]}, "Failed to load"),
     (
         {"messages": [ASKED, SAID], "mm_processor_kwargs": {"litelvlm": {"budget": 0}}},

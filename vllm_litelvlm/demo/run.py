@@ -37,6 +37,8 @@ from vllm_litelvlm.pruning.keep_all import KeepAll
 
 #: The model that ships, which ``litelvlm train`` made; its CLIP is named in its configuration.
 SHIPPED = Path(__file__).parent / "model"
+#: The same that answers with masks, too; its CLIP is the other's.
+SHIPPED_MASKS = Path(__file__).parent / "masks"
 
 _NAME = "demo"
 _ANSWER_TOKENS = 12

@@ -29,7 +29,7 @@ from tests.e2e.masks_server import (
     decoded,
     masks_server,
 )
-from tests.e2e.runners import V1, Runner, on_v1_alone
+from tests.e2e.runners import V1, Runner, on_v1_alone, slow_on_v2
 from tests.e2e.test_examples import run
 from tests.e2e.workplace import saved
 from vllm_litelvlm.grounding.conversation import conversations, rounds
@@ -326,6 +326,7 @@ OFFLINE: list[tuple[list[str], Literal["rounds", "separate"], dict[str, Any]]] =
 ]
 
 
+@slow_on_v2
 def test_prompts_of_an_offline_engine_that_generates_are_those_of_transformers(
     runner: Runner, server: MasksServer, pictures: Sequence[Image.Image], tmp_path: Path
 ) -> None:

@@ -81,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         serving = [
             *("--runner=pooling", "--served-model-name=model", "--enforce-eager"),
             *("--max-model-len=4096", f"--max-num-seqs={max(8, args.concurrency)}"),
+            f"--dtype={args.dtype}",
         ]
         log = Path(folder) / "server.log"
         with serve(llava, clip_model=clip, arguments=serving, log=log) as server:
@@ -116,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", help="a checkpoint with [SEG]; by default one with random weights is built")
     add("--clip-model", help="CLIP of the model's vision tower, where the plugin's does not fit")
     add("--geometry", choices=["large", "small", "tiny"], default="small", help="(%(default)s)")
+    add("--dtype", default="auto", help="of the server (%(default)s)")
     add("--sam-size", type=count, default=256, help="pixels of the built SAM (%(default)s)")
     add("--budgets", type=count, nargs="+", default=[192, 64, 29], metavar="TOKENS")
     add("--expressions", type=count, nargs="+", default=[1, 4, 16], metavar="N")

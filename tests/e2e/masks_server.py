@@ -32,6 +32,10 @@ ARGUMENTS = (
 )
 
 
+def landscape_and_portrait(photographs: Sequence[Image.Image]) -> list[Image.Image]:
+    return [photographs[1], photographs[3].resize((200, 320))]
+
+
 @dataclass(frozen=True)
 class MasksServer:
     url: str

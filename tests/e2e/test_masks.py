@@ -22,6 +22,7 @@ from tests.e2e.masks_server import (
     assert_masks,
     assert_points,
     decoded,
+    landscape_and_portrait,
     masks_server,
 )
 from tests.e2e.runners import V1, Runner, on_v1_alone
@@ -39,8 +40,7 @@ def server(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="module")
 def pictures(photographs: Sequence[Image.Image]) -> list[Image.Image]:
-    """Landscape and portrait."""
-    return [photographs[1], photographs[3].resize((200, 320))]
+    return landscape_and_portrait(photographs)
 
 
 CASES: list[tuple[int, list[str], Literal["rounds", "separate"], dict[str, Any]]] = [

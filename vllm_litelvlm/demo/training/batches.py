@@ -74,8 +74,11 @@ class BatchMaker:
 
     def llava(self, step: int) -> LlavaBatch:
         """Pictures and questions with their answers."""
+        return self.about(step, self.samples(step))
+
+    def about(self, step: int, samples: Sequence[Sequence[SceneSample]]) -> LlavaBatch:
+        """The same of a step's own :meth:`samples`, which take long to draw."""
         random = self._random(step)
-        samples = self.samples(step)
         offsets = self._offsets(random)
         rows: list[list[tuple[list[int], list[int]]]] = []
         for about, offset in zip(samples, offsets, strict=True):

@@ -53,8 +53,9 @@ class MaskBatchMaker:
     def masks(self, step: int) -> MaskBatch:
         """Questions about pictures, and conversations."""
         random = self._random(step)
-        words = self.maker.llava(step)
-        scenes = [about[0].scene for about in self.maker.samples(step)]
+        samples = self.maker.samples(step)
+        words = self.maker.about(step, samples)
+        scenes = [about[0].scene for about in samples]
         asked = [self.expressions(scene, sum(_ROUNDS), random) for scene in scenes]
         rows = [self._conversations([text for text, _ in of_one]) for of_one in asked]
         groups = [

@@ -10,16 +10,19 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from tests.demo.test_training import STAGES, TINY
+from tests.e2e.masks_reference import MasksReference
 from vllm_litelvlm.demo.grounding import GroundingGeometry
+from vllm_litelvlm.demo.training.command import main
+from vllm_litelvlm.demo.training.export import exported_in
 from vllm_litelvlm.demo.training.language import Tokenizers
 from vllm_litelvlm.demo.training.mask_batches import MaskBatchMaker, masks_of
 from vllm_litelvlm.demo.training.mask_losses import mask_losses
 from vllm_litelvlm.demo.training.mask_validation import meant
 from vllm_litelvlm.demo.training.pointing import box_prompts
 from vllm_litelvlm.demo.training.schedule import Stage
-from vllm_litelvlm.demo.training.settings import TrainingOptions
+from vllm_litelvlm.demo.training.settings import Pruning, TrainingOptions
 from vllm_litelvlm.demo.training.trainer import Trainer
-from vllm_litelvlm.errors import WeightsError
+from vllm_litelvlm.errors import OptionsError, WeightsError
 from vllm_litelvlm.evaluation.scenes.dataset import SceneDataset, scene_seed
 from vllm_litelvlm.evaluation.scenes.scene import Scene
 from vllm_litelvlm.grounding.conversation import asking_ids, rounds
@@ -64,7 +67,12 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Trainer(options).run().llava
 
 
-def trainer_in(output: Path, start: Path, stages: tuple[Stage, ...] = MASK_STAGES) -> Trainer:
+def trainer_in(
+    output: Path,
+    start: Path,
+    stages: tuple[Stage, ...] = MASK_STAGES,
+    pruning: Pruning | None = None,
+) -> Trainer:
     options = TrainingOptions(
         output,
         TINY_MASKS,
@@ -73,6 +81,7 @@ def trainer_in(output: Path, start: Path, stages: tuple[Stage, ...] = MASK_STAGE
         start=start,
         report_every=0.0,
         thoroughness=0.05,
+        pruning=pruning,
     )
     return Trainer(options)
 
@@ -199,6 +208,72 @@ def test_prompts_and_masks_are_those_of_the_exported_model(trained: Trainer) -> 
     torch.testing.assert_close(scores[0], guessed, rtol=0, atol=1e-3)
 
 
+@torch.no_grad()
+def test_pruned_conversations_are_those_of_transformers_given_the_same_tokens(
+    trained: Trainer, tmp_path: Path
+) -> None:
+    folder = trained.options.start
+    assert folder is not None
+    models = trainer_in(tmp_path, folder, pruning=Pruning("litelvlm", 64)).models
+    assert models.pointer is not None
+    maker = MaskBatchMaker(models.maker(MASK_STAGES[-1]))
+    batch = maker.masks(0)
+    [(prompts, _)] = meant(models.clip, models.llava, models.pointer, [batch], models.keeper)
+
+    reference = MasksReference(folder, exported_in(folder).clip)
+    image = maker.maker.samples(0)[0][0].scene.image
+    for group, place, first in ((batch.rounds[0], 1, 1), (batch.rounds[1], 0, 3)):
+        texts = [
+            models.tokenizers.clip.decode(ids[: end + 1], skip_special_tokens=True)
+            for ids, end in zip(group.guides[0, place], group.ends[0, place], strict=True)
+        ]
+        row = group.learned // group.tokens.shape[2]
+        said = group.learned[row == place] % group.tokens.shape[2]
+        tokens = group.tokens[0, place, : int(said[-1]) + 1].tolist()
+        image_token = reference.llava.config.image_token_index
+        ids = [*batch.words.prefix.tolist(), image_token, *tokens]
+        kept = reference.choose(image, texts, 64).kept
+        expected = reference.pointed([image], ids, [kept], True)
+        found = prompts[0, first : first + len(texts)]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
+
+def test_language_model_is_trained_on_what_is_kept(trained: Trainer, tmp_path: Path) -> None:
+    assert trained.options.start is not None
+    output, unpruned = tmp_path / "pruned", tmp_path / "whole"
+    for folder, pruning in ((output, Pruning("fovea", 32)), (unpruned, None)):
+        trainer_in(folder, trained.options.start, pruning=pruning).run(only="masks")
+    losses = [
+        json.loads((folder / "log.jsonl").read_text().splitlines()[0])["losses"]
+        for folder in (output, unpruned)
+    ]
+    assert losses[0]["words"] == pytest.approx(losses[1]["words"], abs=1e-5)
+    assert losses[0]["prompts"] != pytest.approx(losses[1]["prompts"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "budget", "sentence"),
+    [
+        ("tome", 64, "which goes by tower .* Trained models do not have that"),
+        ("fovea", 0, "'budget' is 0"),
+        ("foveal", 64, "'method' is \"foveal\""),
+    ],
+)
+def test_what_there_is_not_to_prune_by_is_refused(
+    trained: Trainer, tmp_path: Path, method: str, budget: int, sentence: str
+) -> None:
+    assert trained.options.start is not None
+    with pytest.raises(OptionsError, match=sentence):
+        trainer_in(tmp_path, trained.options.start, pruning=Pruning(method, budget))
+
+
+def test_pruning_is_of_conversations_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--output", str(tmp_path), "--method", "fovea"]) == 1
+    assert "--method fovea is for conversations; add --masks." in capsys.readouterr().err
+
+
 def test_a_perfect_mask_costs_nothing_and_none_a_lot() -> None:
     scene = Scene.make(scene_seed("val", 0))
     masks = torch.from_numpy(scene.mask(0))[None, None]
@@ -216,6 +291,15 @@ def test_boxes_are_told_apart_by_their_prompts() -> None:
     assert prompts.shape == (3, 64)
     near, far = (prompts[1:] - prompts[0]).norm(dim=1)
     assert 0 < near < far
+
+
+def test_a_blurred_box_is_told_by_the_mean_of_the_boxes_that_it_may_be() -> None:
+    box, blur = torch.tensor([0.1, 0.2, 0.3, 0.5]), 0.03
+    torch.manual_seed(0)
+    drawn = box + blur * torch.randn(20000, 4)
+    mean = box_prompts(drawn, 64).mean(dim=0)
+    torch.testing.assert_close(box_prompts(box, 64, blur), mean, rtol=0, atol=0.02)
+    assert (box_prompts(box, 64) - mean).abs().max() > 0.2
 
 
 def test_model_of_another_kind_is_refused_to_begin_with(without: Path, tmp_path: Path) -> None:

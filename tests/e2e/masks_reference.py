@@ -26,7 +26,7 @@ class MasksReference(Reference):
         self.sam = Slow.load(str(llava))
         files = [load_file(file) for file in llava.glob("*.safetensors")]
         self.head = {
-            name.removeprefix("text_hidden_fcs.0."): tensor
+            name.removeprefix("text_hidden_fcs.0."): tensor.float()
             for tensors in files
             for name, tensor in tensors.items()
             if name.startswith("text_hidden_fcs.")

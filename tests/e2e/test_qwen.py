@@ -214,20 +214,18 @@ def test_requests_that_are_preempted_are_answered_as_alone(
 ) -> None:
     some = [pictures["landscape"], pictures["square"]]
     questions = [
-        request(turn(f"{QUESTION} {number}", some), {"budget": 100 + number}, 80, ignore_eos=True)
+        request(turn(f"{QUESTION} {number}", some), {"budget": 100 + number}, 160, ignore_eos=True)
         for number in range(12)
     ]
     before = _metric(qwen, "vllm:num_preemptions_total")
-    together = asyncio.run(ask_all(qwen.traced.url, questions))
-    assert _metric(qwen, "vllm:num_preemptions_total") > before
+    for _ in range(3):  # how requests meet in the engine is not ours to say
+        together = asyncio.run(ask_all(qwen.traced.url, questions))
+        if _metric(qwen, "vllm:num_preemptions_total") > before:
+            break
+    else:
+        pytest.fail("no request was preempted")
     for number in (0, 11):
-        alone = ask(
-            qwen.traced.url,
-            turn(f"{QUESTION} {number}", some),
-            {"budget": 100 + number},
-            80,
-            ignore_eos=True,
-        )
+        alone = asyncio.run(ask_all(qwen.traced.url, [questions[number]]))[0]
         assert together[number].token_ids == alone.token_ids
         assert together[number].logprobs == pytest.approx(alone.logprobs, abs=TOLERANCE)
 

@@ -166,7 +166,7 @@ class BatchMaker:
 
     def read(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Texts as the text tower's input: tokens, and where each one ends."""
-        return _padded(self.tokenizers.texts(texts))
+        return padded(self.tokenizers.texts(texts))
 
     def pictures(self, scenes: Sequence[Scene], offsets: Sequence[tuple[int, int]]) -> Pictures:
         """Scenes at their places in the image; there may be more offsets than scenes."""
@@ -206,7 +206,8 @@ def patchwork(pixels: NDArray[np.uint8], patch: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(tiles).reshape(count * count, -1)
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Texts as the text tower's input: int64 [texts, length], and where each ends."""
     longest = max(map(len, rows))
     tokens = [[*row, *[row[-1]] * (longest - len(row))] for row in rows]
     return torch.tensor(tokens), torch.tensor([len(row) - 1 for row in rows])

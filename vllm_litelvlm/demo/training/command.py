@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_litelvlm.demo.training.schedule import MASKS, SCHEDULE
-from vllm_litelvlm.errors import LiteLVLMError, WeightsError
+from vllm_litelvlm.errors import LiteLVLMError, OptionsError, WeightsError
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="teach --start (the demo's model, if left out) to answer with masks, too: the token "
         "[SEG], and a SAM",
+    )
+    parser.add_argument(
+        "--method",
+        help="with --masks: let conversations about whole scenes see only the tokens that this "
+        "method keeps, at their original positions, as in fine-tuning for a pruned server",
+    )
+    parser.add_argument(
+        "--budget", type=int, default=64, help="how many tokens --method keeps of an image (64)"
     )
     parser.add_argument(
         "--minutes", type=float, help="end after so many, with everything saved; all if left out"
@@ -85,7 +93,7 @@ def run(chosen: argparse.Namespace) -> None:
     import torch
 
     from vllm_litelvlm.demo.run import SHIPPED
-    from vllm_litelvlm.demo.training.settings import TRAINED_MASKS, TrainingOptions, on_gpu
+    from vllm_litelvlm.demo.training.settings import TRAINED_MASKS, Pruning, TrainingOptions, on_gpu
     from vllm_litelvlm.demo.training.trainer import Trainer
 
     torch.set_flush_denormal(True)
@@ -109,6 +117,10 @@ def run(chosen: argparse.Namespace) -> None:
         if chosen.masks:
             start = chosen.start or SHIPPED
             options = replace(options, geometry=TRAINED_MASKS, stages=MASKS, start=start)
+            if chosen.method is not None:
+                options = replace(options, pruning=Pruning(chosen.method, chosen.budget))
+        elif chosen.method is not None:
+            raise OptionsError(f"--method {chosen.method} is for conversations; add --masks.")
         if not on_cpu:
             options = on_gpu(options)
         stages = (replace(one, minutes=chosen.scale * one.minutes) for one in options.stages)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import (
     CLIPConfig,
     CLIPProcessor,
+    CLIPTokenizer,
     GenerationConfig,
     LlamaConfig,
     LlavaConfig,
@@ -63,7 +64,7 @@ class Exporter:
         """The whole CLIP, loadable by CLIPModel."""
         folder = self.written.clip
         folder.mkdir(parents=True, exist_ok=True)
-        config = self.clip_config()
+        config = self._clip_config
         config.architectures, config.dtype = ["CLIPModel"], EXPORTED
         config.save_pretrained(folder)
         _save(clip_tensors(clip), folder)
@@ -98,32 +99,9 @@ class Exporter:
             _save(pointer.sam.state_dict(), sam)
             sam_image_processor(self.geometry).save_pretrained(sam)
 
-    def clip_config(self) -> CLIPConfig:
-        """Of the whole CLIP."""
-        geometry, tokenizer = self.geometry, self.tokenizers.clip
-        return CLIPConfig(
-            vision_config={
-                "hidden_size": geometry.vision_width,
-                "intermediate_size": 4 * geometry.vision_width,
-                "num_hidden_layers": geometry.vision_layers,
-                "num_attention_heads": geometry.vision_heads,
-                "image_size": geometry.image_size,
-                "patch_size": geometry.patch_size,
-                "projection_dim": geometry.projection,
-            },
-            text_config={
-                "hidden_size": geometry.text_width,
-                "intermediate_size": 4 * geometry.text_width,
-                "num_hidden_layers": geometry.text_layers,
-                "num_attention_heads": text_heads(geometry),
-                "vocab_size": len(tokenizer),
-                "projection_dim": geometry.projection,
-                "bos_token_id": tokenizer.bos_token_id,
-                "eos_token_id": tokenizer.eos_token_id,
-                "pad_token_id": tokenizer.pad_token_id,
-            },
-            projection_dim=geometry.projection,
-        )
+    @property
+    def _clip_config(self) -> CLIPConfig:
+        return clip_config(self.geometry, self.tokenizers.clip)
 
     def _llava_config(self, pointer: Pointer | None) -> LlavaConfig:
         geometry, tokenizer = self.geometry, self.tokenizers.llama
@@ -133,7 +111,7 @@ class Exporter:
         return LlavaConfig(
             architectures=[ARCHITECTURE if seg else "LlavaForConditionalGeneration"],
             dtype=EXPORTED,
-            vision_config=self.clip_config().vision_config,
+            vision_config=self._clip_config.vision_config,
             text_config=LlamaConfig(
                 architectures=["LlamaForCausalLM"],
                 hidden_size=geometry.llm_width,
@@ -153,6 +131,33 @@ class Exporter:
             vision_feature_select_strategy="default",
             **{CONFIG_KEY: {"clip_model": _CLIP}, **seg},
         )
+
+
+def clip_config(geometry: Geometry, tokenizer: CLIPTokenizer) -> CLIPConfig:
+    """Of the whole CLIP."""
+    return CLIPConfig(
+        vision_config={
+            "hidden_size": geometry.vision_width,
+            "intermediate_size": 4 * geometry.vision_width,
+            "num_hidden_layers": geometry.vision_layers,
+            "num_attention_heads": geometry.vision_heads,
+            "image_size": geometry.image_size,
+            "patch_size": geometry.patch_size,
+            "projection_dim": geometry.projection,
+        },
+        text_config={
+            "hidden_size": geometry.text_width,
+            "intermediate_size": 4 * geometry.text_width,
+            "num_hidden_layers": geometry.text_layers,
+            "num_attention_heads": text_heads(geometry),
+            "vocab_size": len(tokenizer),
+            "projection_dim": geometry.projection,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        projection_dim=geometry.projection,
+    )
 
 
 def exported_in(folder: Path) -> Checkpoint:

@@ -42,12 +42,13 @@ class Pointed:
     """A conversation about masks, behind its image.
 
     ``tokens`` are its ids, ``answers`` the places of those that are to be said, and ``points`` of
-    [SEG] among them.
+    [SEG] among them. ``guides`` are its expressions as CLIP reads them.
     """
 
     tokens: list[int]
     answers: list[int]
     points: list[int]
+    guides: list[list[int]]
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ class Tokenizers:
         ]
         # The end token is said behind the last answer alone.
         ends = {point - before + len(said) - 1 for point in points[:-1]}
-        return Pointed(tokens, [place for place in answers if place not in ends], points)
+        learned = [place for place in answers if place not in ends]
+        return Pointed(tokens, learned, points, self.texts(expressions))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer up to its end token."""

@@ -28,10 +28,14 @@ KeysValues = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Memory:
-    """What questions see of the image: every layer's keys and values, and how many tokens."""
+    """What questions see of the image: every layer's keys and values, and how many tokens.
+
+    ``end`` is the position at which questions go on.
+    """
 
     layers: list[KeysValues]
     length: int
+    end: int
 
 
 class LlamaBlock(nn.Module):
@@ -106,25 +110,35 @@ class Llava(nn.Module):
         projected: Tensor = self.linear_2(F.gelu(self.linear_1(features)))
         return projected
 
-    def read(self, features: Tensor, prefix: Tensor) -> Memory:
+    def read(
+        self, features: Tensor, prefix: Tensor, places: Tensor | None = None, span: int = 0
+    ) -> Memory:
         """Run the language model on the image and the text before it.
 
         Args:
             features: [images, patches, vision width].
             prefix: int64 [tokens]: the text before the image.
+            places: int64 [images, patches]: at which of an image's ``span`` positions each stands,
+                where others were left out; None where they are all.
         """
         images = self.project(features)
         before = F.embedding(prefix, self.embed_tokens).expand(len(images), -1, -1)
         x = torch.cat([before, images], dim=1)
         length = x.shape[1]
-        turn = self.turns(0, length, x)
+        if places is None:
+            end, turn = length, self.turns(0, length, x)
+        else:
+            end = len(prefix) + span
+            first = torch.arange(len(prefix), device=x.device).expand(len(x), -1)
+            kept = torch.cat([first, len(prefix) + places], dim=1)
+            turn = rotary(kept[:, None], self.head_width, x)  # of all heads
         layers = []
         for number, layer in enumerate(self.blocks):
             query, key, value = layer.project(x, turn)
             layers.append((key, value))
             if number + 1 < len(self.blocks):  # of the last layer, questions see keys and values
                 x = layer.finish(x, attend_causally(query, key, value))
-        return Memory(layers, length)
+        return Memory(layers, length, end)
 
     def answer(self, memory: Memory, tokens: Tensor) -> Tensor:
         """Hidden states of questions' tokens, [images, questions, length, width].
@@ -133,7 +147,7 @@ class Llava(nn.Module):
         """
         images, questions, length = tokens.shape
         x = F.embedding(tokens, self.embed_tokens)
-        turn = self.turns(memory.length, length, x)
+        turn = self.turns(memory.end, length, x)
         mask = causal_mask(length, x)
         for layer, (seen_keys, seen_values) in zip(self.blocks, memory.layers, strict=True):
             query, key, value = layer.project(x, turn)
@@ -156,16 +170,18 @@ class Llava(nn.Module):
 
     def turns(self, start: int, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of ``count`` positions from ``start``, [count, head width] each."""
-        return rotary(start, count, self.head_width, like)
+        return rotary(torch.arange(start, start + count, device=like.device), self.head_width, like)
 
 
-def rotary(start: int, count: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (of the first half negated) of Llama's rotary positions, as ``like``."""
+def rotary(positions: Tensor, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (of the first half negated) of Llama's rotary positions, as ``like``.
+
+    ``positions`` int64 [...]; [..., width] each.
+    """
     steps = torch.arange(0, width, 2, device=like.device).float() / width
-    places = torch.arange(start, start + count, device=like.device).float()
-    angles = places[:, None] * (1.0 / _ROTARY_BASE**steps)
+    angles = positions[..., None].float() * (1.0 / _ROTARY_BASE**steps)
     cosines, sines = angles.cos(), angles.sin()
-    pair = torch.cat([cosines, cosines], dim=1), torch.cat([-sines, sines], dim=1)
+    pair = torch.cat([cosines, cosines], dim=-1), torch.cat([-sines, sines], dim=-1)
     return pair[0].to(like.dtype), pair[1].to(like.dtype)
 
 

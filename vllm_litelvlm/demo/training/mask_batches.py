@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm_litelvlm.demo.training.batches import BatchMaker
+from vllm_litelvlm.demo.training.batches import BatchMaker, padded
 from vllm_litelvlm.demo.training.captions import caption
 from vllm_litelvlm.demo.training.language import Pointed
 from vllm_litelvlm.demo.training.tensors import MaskBatch, Rounds, Segments
@@ -18,7 +18,7 @@ from vllm_litelvlm.evaluation.scenes.expressions import refer
 from vllm_litelvlm.evaluation.scenes.scene import Scene
 
 #: Objects of a picture that a SAM learns by in a step.
-_OBJECTS = 4
+_OBJECTS = 8
 #: How many expressions the conversations about a picture have.
 _ROUNDS = (1, 1, 1, 2, 3, 4)
 #: How often an expression loses its article, as those of RefCOCO have none.
@@ -139,4 +139,13 @@ def _rounds(rows: Sequence[Sequence[Pointed]]) -> Rounds:
             learned += [begin + number - 1 for number in one.answers]
             targets += [one.tokens[number] for number in one.answers]
             pointing[-1] += [place * longest + number - 1 for number in one.points]
-    return Rounds(tokens, torch.tensor(learned), torch.tensor(targets), torch.tensor(pointing))
+    guides, ends = padded([ids for row in rows for one in row for ids in one.guides])
+    by_text = len(rows), len(rows[0]), len(rows[0][0].guides)
+    return Rounds(
+        tokens,
+        torch.tensor(learned),
+        torch.tensor(targets),
+        torch.tensor(pointing),
+        guides.view(*by_text, -1),
+        ends.view(by_text),
+    )

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vllm_litelvlm.demo.training.llava import Llava
+from vllm_litelvlm.demo.training.keeper import Keeper
+from vllm_litelvlm.demo.training.llava import Llava, Memory
 from vllm_litelvlm.demo.training.losses import llava_loss, spoken_loss
 from vllm_litelvlm.demo.training.mask_batches import masks_of
 from vllm_litelvlm.demo.training.pointing import Pointer, box_prompts
@@ -17,29 +18,36 @@ from vllm_litelvlm.demo.training.tensors import MaskBatch, Rounds, Segments
 _COARSER = 2
 #: What the parts of a loss count.
 _SHARES = {"words": 1.0, "rounds": 1.0, "prompts": 4.0, "cover": 2.0, "dice": 1.0, "score": 0.2}
-#: How far boxes that a SAM learns by are off, in shares of the side.
-_BLUR = 0.01
+#: How far boxes that a SAM learns by are off at most, as a deviation in shares of the side.
+_BLUR = 0.08
 #: Of so many prompts of a language model one becomes a mask, which costs more than the prompt.
 _SPARED = 3
 
 
 def sam_losses(pointer: Pointer, segments: Segments) -> dict[str, Tensor]:
-    """Of a SAM whose prompts are boxes, each a little off."""
-    boxes = segments.boxes + _BLUR * torch.randn_like(segments.boxes)
+    """Of a SAM whose prompts are boxes, each a little off, and unsure by as much."""
+    blur = _BLUR * torch.rand_like(segments.boxes[..., :1])
+    boxes = segments.boxes + blur * torch.randn_like(segments.boxes)
     width = pointer.sam.config.prompt_encoder_config.hidden_size
-    logits, scores = pointer.masks(pointer.features(segments.pixels), box_prompts(boxes, width))
+    prompts = box_prompts(boxes, width, blur)
+    logits, scores = pointer.masks(pointer.features(segments.pixels), prompts)
     return _summed(mask_losses(logits, scores, masks_of(segments)))
 
 
 def pointing_losses(
-    llava: Llava, pointer: Pointer, features: Tensor, batch: MaskBatch, *, with_masks: bool
+    llava: Llava,
+    pointer: Pointer,
+    hidden: Tensor,
+    batch: MaskBatch,
+    keeper: Keeper | None,
+    *,
+    with_masks: bool,
 ) -> dict[str, Tensor]:
     """Of a language model that points: its words and prompts, and the masks made of some of them.
 
-    ``features`` as :func:`~vllm_litelvlm.demo.training.losses.llava_losses` takes them.
+    ``hidden`` and ``keeper`` as :func:`read` takes them; words are of whole images.
     """
-    memory = llava.read(features, batch.words.prefix)
-    answers = [llava.answer(memory, group.tokens) for group in batch.rounds]
+    memory, answers = read(llava, hidden, batch, keeper)
     said = [spoken_loss(llava, *pair) for pair in zip(answers, batch.rounds, strict=True)]
     losses = {
         "words": llava_loss(llava, memory, batch.words.groups),
@@ -53,6 +61,24 @@ def pointing_losses(
         logits, scores = pointer.masks(pointer.features(few.pixels), prompts[:, ::_SPARED])
         losses |= mask_losses(logits, scores, masks_of(few))
     return _summed(losses)
+
+
+def read(
+    llava: Llava, hidden: Tensor, batch: MaskBatch, keeper: Keeper | None
+) -> tuple[Memory, list[Tensor]]:
+    """Whole images, and the hidden states of the conversations about them.
+
+    Args:
+        llava: the language model.
+        hidden: hidden state -2 of the images, [images, 1 + patches, width], [CLS] first.
+        batch: the conversations.
+        keeper: chooses what each of them sees; None for whole images.
+    """
+    prefix = batch.words.prefix
+    memory = llava.read(hidden[:, 1:], prefix)
+    if keeper is None:
+        return memory, [llava.answer(memory, group.tokens) for group in batch.rounds]
+    return memory, [keeper.answer(llava, hidden, prefix, group) for group in batch.rounds]
 
 
 def prompts_of(pointer: Pointer, answers: Sequence[Tensor], rounds: Sequence[Rounds]) -> Tensor:

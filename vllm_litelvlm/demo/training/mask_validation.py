@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vllm_litelvlm.demo.training.clip import Clip
+from vllm_litelvlm.demo.training.keeper import Keeper
 from vllm_litelvlm.demo.training.llava import Llava
 from vllm_litelvlm.demo.training.mask_batches import masks_of
-from vllm_litelvlm.demo.training.mask_losses import prompts_of
+from vllm_litelvlm.demo.training.mask_losses import prompts_of, read
 from vllm_litelvlm.demo.training.pointing import Pointer, box_prompts
 from vllm_litelvlm.demo.training.tensors import MaskBatch, Segments
 from vllm_litelvlm.evaluation.masks.metrics import MaskScores, overlap
@@ -28,14 +29,17 @@ def boxed(pointer: Pointer, batches: Iterable[Segments]) -> Iterator[Prompted]:
 
 @torch.no_grad()
 def meant(
-    clip: Clip, llava: Llava, pointer: Pointer, batches: Iterable[MaskBatch]
+    clip: Clip,
+    llava: Llava,
+    pointer: Pointer,
+    batches: Iterable[MaskBatch],
+    keeper: Keeper | None = None,
 ) -> Iterator[Prompted]:
     """What expressions mean, with the prompts that the language model gives."""
     for batch in batches:
         pictures = batch.words.pictures
-        features = clip.vision.features(pictures.patches, pictures.places)[:, 1:]
-        memory = llava.read(features, batch.words.prefix)
-        answers = [llava.answer(memory, group.tokens) for group in batch.rounds]
+        hidden = clip.vision.features(pictures.patches, pictures.places)
+        _, answers = read(llava, hidden, batch, keeper)
         yield prompts_of(pointer, answers, batch.rounds), batch.segments
 
 

@@ -10,7 +10,8 @@ from vllm_litelvlm.demo.grounding import GroundingGeometry, seg_tokenizer
 from vllm_litelvlm.demo.training.batches import BatchMaker
 from vllm_litelvlm.demo.training.clip import Clip
 from vllm_litelvlm.demo.training.dense import DenseHeads
-from vllm_litelvlm.demo.training.export import exported_in, read_exported
+from vllm_litelvlm.demo.training.export import clip_config, exported_in, read_exported
+from vllm_litelvlm.demo.training.keeper import Keeper
 from vllm_litelvlm.demo.training.language import Tokenizers
 from vllm_litelvlm.demo.training.llava import Llava
 from vllm_litelvlm.demo.training.losses import clip_losses, llava_losses
@@ -76,6 +77,11 @@ class Models:
             for optimiser in self.optimisers.values():
                 optimiser.adopt()
             self.position.whitened = True
+        #: Chooses the tokens that conversations about whole scenes see; None where they see all.
+        self.keeper: Keeper | None = None
+        if options.pruning is not None:
+            config = clip_config(geometry, self.tokenizers.clip).vision_config
+            self.keeper = Keeper.of(self.clip, config, options.pruning)
 
     def load(self) -> None:
         """Go to where the state on disk stands, if there is one."""
@@ -120,22 +126,28 @@ class Models:
         if isinstance(batch, ClipBatch):
             return clip_losses(self.clip, self.heads, batch, stage.losses)
         if isinstance(batch, LlavaBatch):
-            return llava_losses(self.llava, self.features(batch.pictures), batch)
+            return llava_losses(self.llava, self.hidden(batch.pictures)[:, 1:], batch)
         assert self.pointer is not None, "the geometry has a SAM"
         if isinstance(batch, Segments):
             return sam_losses(self.pointer, batch)
-        features, with_masks = self.features(batch.words.pictures), stage.model == "masks"
-        return pointing_losses(self.llava, self.pointer, features, batch, with_masks=with_masks)
+        return pointing_losses(
+            self.llava,
+            self.pointer,
+            self.hidden(batch.words.pictures),
+            batch,
+            self.keeper if stage.canvas == self.clip.vision.grid else None,
+            with_masks=stage.model == "masks",
+        )
 
     @torch.no_grad()
-    def features(self, pictures: Pictures) -> Tensor:
-        """What the LLaVA sees of pictures: hidden state -2 without [CLS]."""
-        return self.clip.vision.features(pictures.patches, pictures.places)[:, 1:]
+    def hidden(self, pictures: Pictures) -> Tensor:
+        """Hidden state -2 of pictures, of which the LLaVA sees all but [CLS], the first."""
+        return self.clip.vision.features(pictures.patches, pictures.places)
 
     def whiten(self, batches: Iterable[LlavaBatch]) -> None:
         """Give the projector its start, by the features of some batches."""
         rows = [
-            self.features(on_device(batch, self.device).pictures).flatten(0, 1).float()
+            self.hidden(on_device(batch, self.device).pictures)[:, 1:].flatten(0, 1).float()
             for batch in batches
         ]
         self.llava.whiten(torch.cat(rows))

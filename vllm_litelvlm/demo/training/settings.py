@@ -40,6 +40,14 @@ TRAINED_MASKS = GroundingGeometry(
 
 
 @dataclass(frozen=True)
+class Pruning:
+    """What is left of an image of which a language model learns to point."""
+
+    method: str
+    budget: int
+
+
+@dataclass(frozen=True)
 class TrainingOptions:
     """What is trained, where, and how often it is told and saved (in seconds).
 
@@ -48,6 +56,7 @@ class TrainingOptions:
     ``thoroughness`` is the share of the usual validation pictures that are looked at.
     ``tokenizers`` is a folder that has them; one of ``output`` if left out. ``start`` is an
     exported model whose weights and tokenizers a training begins with, instead of random ones.
+    ``pruning``: where models learn to point on whole scenes, conversations see that much of them.
     """
 
     output: Path
@@ -65,6 +74,7 @@ class TrainingOptions:
     thoroughness: float = 1.0
     tokenizers: Path | None = None
     start: Path | None = None
+    pruning: Pruning | None = None
 
     @property
     def identity(self) -> str:

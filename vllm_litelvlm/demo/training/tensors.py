@@ -80,9 +80,13 @@ class Rounds(Questions):
     """Conversations about each picture, whose answers point.
 
     ``pointing`` int64 [images, count]: which of an image's tokens in a row predict [SEG].
+    ``guides`` int64 [images, conversations, expressions, length] and ``ends`` int64 [images,
+    conversations, expressions]: the expressions as CLIP's text tower reads them.
     """
 
     pointing: Tensor
+    guides: Tensor
+    ends: Tensor
 
 
 @dataclass(frozen=True)

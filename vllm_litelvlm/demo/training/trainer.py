@@ -10,7 +10,7 @@ import torch
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from vllm_litelvlm.demo.checkpoint import Checkpoint
-from vllm_litelvlm.demo.training.export import Exporter
+from vllm_litelvlm.demo.training.export import Exporter, clip_config
 from vllm_litelvlm.demo.training.feed import feed
 from vllm_litelvlm.demo.training.helpers import Team, team
 from vllm_litelvlm.demo.training.models import Models
@@ -123,14 +123,16 @@ class Trainer:
         with _threads(self.options.processes):
             if stage.model == "clip":
                 figures = validator.clip(models.clip, models.heads)
-                config = self.exporter.clip_config().vision_config
+                config = clip_config(self.options.geometry, models.tokenizers.clip).vision_config
                 figures |= validator.ranks(models.clip, config)
             elif models.pointer is not None and stage.model == "sam":
                 figures = validator.sam(models.pointer)
             else:
                 figures = validator.llava(models.clip, models.llava)
                 if models.pointer is not None and stage.canvas == validator.maker.grid:
-                    figures |= validator.masks(models.clip, models.llava, models.pointer)
+                    figures |= validator.masks(
+                        models.clip, models.llava, models.pointer, models.keeper
+                    )
         self._log(stage, {"validation": figures})
         return figures
 

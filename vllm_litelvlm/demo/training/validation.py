@@ -12,6 +12,7 @@ from vllm_litelvlm.demo.training.batches import BatchMaker
 from vllm_litelvlm.demo.training.clip import Clip
 from vllm_litelvlm.demo.training.dense import DenseHeads, dense_figures
 from vllm_litelvlm.demo.training.export import clip_tensors
+from vllm_litelvlm.demo.training.keeper import Keeper
 from vllm_litelvlm.demo.training.llava import Llava
 from vllm_litelvlm.demo.training.mask_batches import MaskBatchMaker
 from vllm_litelvlm.demo.training.mask_validation import boxed, mask_figures, meant
@@ -85,10 +86,13 @@ class Validator:
         maker = MaskBatchMaker(self._maker(self.maker.stage.batch))
         return mask_figures(pointer, boxed(pointer, self._batches(maker.sam)))
 
-    def masks(self, clip: Clip, llava: Llava, pointer: Pointer) -> dict[str, float]:
+    def masks(
+        self, clip: Clip, llava: Llava, pointer: Pointer, keeper: Keeper | None
+    ) -> dict[str, float]:
         """Masks of what expressions mean, each a round of a conversation."""
         maker = MaskBatchMaker(self._maker(self.maker.stage.batch))
-        return mask_figures(pointer, meant(clip, llava, pointer, self._batches(maker.masks)))
+        batches = self._batches(maker.masks)
+        return mask_figures(pointer, meant(clip, llava, pointer, batches, keeper))
 
     def _batches(self, make: Callable[[int], SomeBatch]) -> Iterator[SomeBatch]:
         return (on_device(make(step), self.device) for step in self._steps(_ASKED))

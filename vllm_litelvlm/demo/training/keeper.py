@@ -1,0 +1,82 @@
+"""Training on the tokens that a server would keep: conversations never see the others."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import CLIPVisionConfig
+
+from vllm_litelvlm.demo.training.clip import Clip
+from vllm_litelvlm.demo.training.export import clip_tensors
+from vllm_litelvlm.demo.training.llava import Llava
+from vllm_litelvlm.demo.training.ranks import scorer_of
+from vllm_litelvlm.demo.training.settings import Pruning
+from vllm_litelvlm.demo.training.tensors import Rounds
+from vllm_litelvlm.options import ServerOptions, parse_request_options
+from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Pruner, Selection, Signal, Signals
+from vllm_litelvlm.pruning.registry import settle
+from vllm_litelvlm.pruning.traits import Traits
+from vllm_litelvlm.vision.clip import LAST_LAYER, ClipScorer
+
+#: Of what is computed of the hidden state that training has anyway.
+_TRAITS = Traits("Trained", LAST_LAYER | TEXT_SIGNALS | {Signal.FEATURES})
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Keeps ``budget`` tokens of an image for each conversation, guided by its expressions.
+
+    They stand at their original positions.
+    """
+
+    clip: Clip
+    scorer: ClipScorer
+    pruner: Pruner
+    budget: int
+
+    @classmethod
+    def of(cls, clip: Clip, config: CLIPVisionConfig, pruning: Pruning) -> "Keeper":
+        """With a CLIP as it is now. Raises OptionsError for what there is not to prune by."""
+        options = parse_request_options(vars(pruning), ServerOptions())
+        patches = (config.image_size // config.patch_size) ** 2
+        pruner, budget = settle(options, patches, traits=_TRAITS)
+        return cls(clip, scorer_of(config, clip_tensors(clip)), pruner, budget)
+
+    @torch.no_grad()
+    def keep(self, hidden: Tensor, guides: Tensor, ends: Tensor) -> Selection:
+        """What is kept of images.
+
+        Args:
+            hidden: hidden state -2, [images, 1 + patches, width].
+            guides: int64 [images, texts, length].
+            ends: int64 [images, texts]: where each text's end token is.
+        """
+        images, texts = ends.shape
+        embedded = self.clip.text(guides.flatten(0, 1), ends.flatten()).float()
+        needs = self.pruner.needs
+        last = self.scorer.last_layer(hidden)
+        values = self.scorer.image_signals(hidden, None, needs, last)
+        values |= self.scorer.text_signals(
+            hidden, list(embedded.view(images, texts, -1)), needs, last
+        )
+        signals = Signals(
+            images,
+            hidden.shape[1] - 1,
+            hidden.device,
+            [texts] * images,
+            {**values, Signal.FEATURES: hidden},
+        )
+        return self.pruner.select(signals, self.budget)
+
+    def answer(self, llava: Llava, hidden: Tensor, prefix: Tensor, rounds: Rounds) -> Tensor:
+        """As :meth:`Llava.answer`, each conversation seeing what is kept for it."""
+        images, count, length = rounds.tokens.shape
+        kept = self.keep(
+            hidden.repeat_interleave(count, dim=0),
+            rounds.guides.flatten(0, 1),
+            rounds.ends.flatten(0, 1),
+        )
+        places = self.pruner.places(hidden.shape[1] - 1)
+        memory = llava.read(kept.tokens, prefix, kept.indices - places.start, len(places))
+        said = llava.answer(memory, rounds.tokens.view(-1, 1, length))
+        return said.view(images, count, length, -1)

@@ -43,7 +43,6 @@ TINY_MASKS = GroundingGeometry(
 MASK_STAGES = (
     Stage("sam", "sam", 24, (3, 8), 2, 1, 3e-3, steps=3),
     Stage("pointing", "pointing", 24, (3, 8), 2, 1, 3e-3, questions=2, groups=1, steps=2),
-    Stage("masks", "masks", 24, (3, 8), 2, 1, 3e-3, questions=2, groups=1, steps=2),
 )
 EXPRESSIONS = ["the red star", "blue ring on the left", "the largest of the two moons"]
 
@@ -103,11 +102,10 @@ def test_every_stage_is_trained_and_told(trained: Trainer) -> None:
     assert told == {
         "sam": {"loss", "cover", "dice", "score"},
         "pointing": {"loss", "words", "rounds", "prompts"},
-        "masks": {"loss", "words", "rounds", "prompts", "cover", "dice", "score"},
     }
     judged = {line["stage"]: line["validation"] for line in lines if "validation" in line}
     assert all("masks.ciou" in figures for figures in judged.values())
-    assert "answers" in judged["masks"]
+    assert "answers" in judged["pointing"]
 
 
 def test_stages_of_several_runs_build_on_each_other(without: Path, tmp_path: Path) -> None:
@@ -242,7 +240,7 @@ def test_language_model_is_trained_on_what_is_kept(trained: Trainer, tmp_path: P
     assert trained.options.start is not None
     output, unpruned = tmp_path / "pruned", tmp_path / "whole"
     for folder, pruning in ((output, Pruning("fovea", 32)), (unpruned, None)):
-        trainer_in(folder, trained.options.start, pruning=pruning).run(only="masks")
+        trainer_in(folder, trained.options.start, pruning=pruning).run(only="pointing")
     losses = [
         json.loads((folder / "log.jsonl").read_text().splitlines()[0])["losses"]
         for folder in (output, unpruned)

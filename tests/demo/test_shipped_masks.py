@@ -26,8 +26,8 @@ from vllm_litelvlm.vision.checkpoint import find_clip_model
 def test_model_is_small_and_says_what_it_is() -> None:
     assert sum(file.stat().st_size for file in SHIPPED_MASKS.rglob("*.safetensors")) < 14.5e6
     assert (SHIPPED_MASKS / "README.md").read_text().startswith("---\nlicense:")
-    stages = [json.loads(line)["stage"] for line in (SHIPPED_MASKS / "training.jsonl").open()]
-    assert list(dict.fromkeys(stages)) == [stage.name for stage in MASKS]
+    stages = {json.loads(line)["stage"] for line in (SHIPPED_MASKS / "training.jsonl").open()}
+    assert stages >= {stage.name for stage in MASKS}
 
 
 def test_model_finds_its_clip_and_its_parts() -> None:
@@ -48,9 +48,9 @@ def test_model_segments_what_expressions_mean() -> None:
     pointer = Pointer(TRAINED_MASKS)
     read_exported(checkpoint, clip, llava, pointer)
     stage = replace(MASKS[-1], batch=4)
-    maker = MaskBatchMaker(BatchMaker(stage, 3, 0, 14, 24, tokenizers, split="val"))
+    maker = MaskBatchMaker(BatchMaker(stage, 2, 0, 14, 24, tokenizers, split="val"))
     batches = map(maker.masks, range(4))
     with torch.no_grad():
         figures = mask_figures(pointer, meant(clip, llava, pointer, batches))
-    assert figures["masks.ciou"] > 0.5
-    assert figures["masks.above_half"] > 0.6
+    assert figures["masks.ciou"] > 0.7
+    assert figures["masks.above_half"] > 0.8

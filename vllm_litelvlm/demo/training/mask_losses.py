@@ -1,7 +1,6 @@
 """What a step of a model that answers with masks minimises."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,8 +19,6 @@ _COARSER = 2
 _SHARES = {"words": 1.0, "rounds": 1.0, "prompts": 4.0, "cover": 2.0, "dice": 1.0, "score": 0.2}
 #: How far boxes that a SAM learns by are off at most, as a deviation in shares of the side.
 _BLUR = 0.08
-#: Of so many prompts of a language model one becomes a mask, which costs more than the prompt.
-_SPARED = 3
 
 
 def sam_losses(pointer: Pointer, segments: Segments) -> dict[str, Tensor]:
@@ -40,10 +37,8 @@ def pointing_losses(
     hidden: Tensor,
     batch: MaskBatch,
     keeper: Keeper | None,
-    *,
-    with_masks: bool,
 ) -> dict[str, Tensor]:
-    """Of a language model that points: its words and prompts, and the masks made of some of them.
+    """Of a language model that points: its words and prompts.
 
     ``hidden`` and ``keeper`` as :func:`read` takes them; words are of whole images.
     """
@@ -56,10 +51,6 @@ def pointing_losses(
     prompts = prompts_of(pointer, answers, batch.rounds)
     wanted = box_prompts(batch.segments.boxes, prompts.shape[-1])
     losses["prompts"] = F.smooth_l1_loss(prompts, wanted, beta=0.5)
-    if with_masks:
-        few = replace(batch.segments, targets=batch.segments.targets[:, ::_SPARED])
-        logits, scores = pointer.masks(pointer.features(few.pixels), prompts[:, ::_SPARED])
-        losses |= mask_losses(logits, scores, masks_of(few))
     return _summed(losses)
 
 

@@ -37,7 +37,6 @@ _LEARNING = {
     "llava": ("llava",),
     "sam": ("sam",),
     "pointing": ("llava", "projection"),
-    "masks": ("llava", "projection", "sam"),
 }
 
 
@@ -130,14 +129,9 @@ class Models:
         assert self.pointer is not None, "the geometry has a SAM"
         if isinstance(batch, Segments):
             return sam_losses(self.pointer, batch)
-        return pointing_losses(
-            self.llava,
-            self.pointer,
-            self.hidden(batch.words.pictures),
-            batch,
-            self.keeper if stage.canvas == self.clip.vision.grid else None,
-            with_masks=stage.model == "masks",
-        )
+        keeper = self.keeper if stage.canvas == self.clip.vision.grid else None
+        hidden = self.hidden(batch.words.pictures)
+        return pointing_losses(self.llava, self.pointer, hidden, batch, keeper)
 
     @torch.no_grad()
     def hidden(self, pictures: Pictures) -> Tensor:

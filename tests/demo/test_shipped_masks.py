@@ -11,7 +11,7 @@ from vllm_litelvlm.demo.grounding import seg_tokenizer
 from vllm_litelvlm.demo.run import SHIPPED, SHIPPED_MASKS
 from vllm_litelvlm.demo.training.batches import BatchMaker
 from vllm_litelvlm.demo.training.clip import Clip
-from vllm_litelvlm.demo.training.export import read_exported
+from vllm_litelvlm.demo.training.export import exported_in, read_exported
 from vllm_litelvlm.demo.training.language import Tokenizers
 from vllm_litelvlm.demo.training.llava import Llava
 from vllm_litelvlm.demo.training.mask_batches import MaskBatchMaker
@@ -35,6 +35,7 @@ def test_model_finds_its_clip_and_its_parts() -> None:
     config = SimpleNamespace(**json.loads((SHIPPED_MASKS / "config.json").read_text()))
     found = find_clip_model(None, config, str(SHIPPED_MASKS))
     assert (SHIPPED / "clip").samefile(found)
+    assert exported_in(SHIPPED_MASKS).clip.samefile(found)  # which a training may begin with
     assert seg_token_index(config) == len(tokenizers.llama) - 1
     assert read_sam_config(str(SHIPPED_MASKS)).prompt_encoder_config.hidden_size == 128
 

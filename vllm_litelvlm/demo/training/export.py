@@ -1,5 +1,6 @@
 """Writes both models in the published layouts of ``llava-hf`` and of CLIP."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,8 +162,10 @@ def clip_config(geometry: Geometry, tokenizer: CLIPTokenizer) -> CLIPConfig:
 
 
 def exported_in(folder: Path) -> Checkpoint:
-    """Where an :class:`Exporter` of that folder writes."""
-    return Checkpoint(llava=folder, clip=folder / _CLIP)
+    """Where an :class:`Exporter` of that folder writes, or the folder that its model names."""
+    config = folder / "config.json"
+    own = json.loads(config.read_text()).get(CONFIG_KEY, {}) if config.is_file() else {}
+    return Checkpoint(llava=folder, clip=folder / own.get("clip_model", _CLIP))
 
 
 @torch.no_grad()

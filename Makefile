@@ -20,8 +20,8 @@ test: SOME = -m "not slow"
 test: ## Run the linters, the type checker and the tests
 test-all: ## The same, and the slow tests that repeat others in more families and modes
 test test-all: lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/e2e
-	HF_HUB_OFFLINE=1 $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile tests/e2e $(SOME)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 --ignore=tests/e2e
+	HF_HUB_OFFLINE=1 $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile --durations=40 tests/e2e $(SOME)
 
 compat: setup ## Run plugin and end-to-end tests on the newest vLLM, on a CPU (VLLM=0.33.0 chooses)
 	.setup/compat.sh $(VLLM)

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from vllm_litelvlm.demo.checkpoint import TINY, Checkpoint, build_checkpoint
@@ -20,6 +21,12 @@ def pytest_report_header() -> str:
 
     others = (f"{name} {version(name)}" for name in ("torch", "transformers", "pillow"))
     return f"vllm {vllm.__version__}, {', '.join(others)}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Tensors are small here and tests run side by side: more threads wait for each other."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Training to answer with masks, beside transformers and the parts that serve it."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,15 +46,6 @@ MASK_STAGES = (
 EXPRESSIONS = ["the red star", "blue ring on the left", "the largest of the two moons"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Several threads on a busy machine wait for each other at every operation."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported model that answers in words alone."""
@@ -88,7 +78,6 @@ def trainer_in(
 @pytest.fixture(scope="module")
 def trained(without: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     """After a few steps, exported, and then with the weights that were exported."""
-    torch.set_num_threads(1)
     output = tmp_path_factory.mktemp("masks")
     written = trainer_in(output, without).run()
     return trainer_in(tmp_path_factory.mktemp("again"), written.llava)
@@ -247,6 +236,8 @@ def test_language_model_is_trained_on_what_is_kept(trained: Trainer, tmp_path: P
     ]
     assert losses[0]["words"] == pytest.approx(losses[1]["words"], abs=1e-5)
     assert losses[0]["prompts"] != pytest.approx(losses[1]["prompts"], abs=1e-5)
+    with pytest.raises(OptionsError, match="with other settings .*fovea"):
+        trainer_in(output, trained.options.start)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,15 +54,6 @@ STAGES = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Several threads on a busy machine wait for each other at every operation."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizers")
@@ -77,7 +67,6 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(language: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     """Both models after a few steps, exported; afterwards in float32."""
-    torch.set_num_threads(1)
     trainer = trainer_in(tmp_path_factory.mktemp("trained"), language)
     trainer.run()
     trainer.models.clip.float()

@@ -1,7 +1,7 @@
 """A checkpoint deep enough for every method, and the backend on it."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,15 +15,6 @@ from vllm_litelvlm.evaluation.transformers_backend import TransformersBackend
 
 #: SparseVLM prunes after layer 15; grouped-query attention as in newer Llamas.
 DEEP = dataclasses.replace(TINY, llm_layers=18, llm_heads=4, llm_kv_heads=2)
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The tensors are so small that several threads mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,8 @@ class TrainingOptions:
     @property
     def identity(self) -> str:
         """What must not change while a training goes on."""
-        return f"{self.geometry} seed={self.seed}"
+        pruned = "" if self.pruning is None else f" {self.pruning}"
+        return f"{self.geometry} seed={self.seed}{pruned}"
 
     @property
     def state_file(self) -> Path:

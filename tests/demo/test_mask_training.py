@@ -236,7 +236,7 @@ def test_language_model_is_trained_on_what_is_kept(trained: Trainer, tmp_path: P
     ]
     assert losses[0]["words"] == pytest.approx(losses[1]["words"], abs=1e-5)
     assert losses[0]["prompts"] != pytest.approx(losses[1]["prompts"], abs=1e-5)
-    with pytest.raises(OptionsError, match="with other settings .*fovea"):
+    with pytest.raises(OptionsError, match=r"with other settings .*fovea"):
         trainer_in(output, trained.options.start)
 
 

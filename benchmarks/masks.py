@@ -151,8 +151,9 @@ class _Asker:
         masks = requests * one.expressions
         one.masks_a_second.append(masks / took)
         one.seconds_of_sam.append((self._sam_seconds() - sam) / masks)
-        for name in ("prompt_tokens", "cached_tokens"):
-            setattr(one, name, round(statistics.fmean(a["usage"][name] for a in answers)))
+        used = [answer["usage"] for answer in answers]
+        one.prompt_tokens = round(statistics.fmean(usage["prompt_tokens"] for usage in used))
+        one.cached_tokens = round(statistics.fmean(usage["cached_tokens"] for usage in used))
 
     def _body(self, one: Measured, number: int) -> dict[str, Any]:
         return {

@@ -44,38 +44,39 @@ class Keeper:
 
     @torch.no_grad()
     def keep(self, hidden: Tensor, guides: Tensor, ends: Tensor) -> Selection:
-        """What is kept of images.
+        """What is kept of images for each conversation, those of an image one after the other.
 
         Args:
             hidden: hidden state -2, [images, 1 + patches, width].
-            guides: int64 [images, texts, length].
-            ends: int64 [images, texts]: where each text's end token is.
+            guides: int64 [images, conversations, texts, length].
+            ends: int64 [images, conversations, texts]: where each text's end token is.
         """
-        images, texts = ends.shape
-        embedded = self.clip.text(guides.flatten(0, 1), ends.flatten()).float()
-        needs = self.pruner.needs
-        last = self.scorer.last_layer(hidden)
-        values = self.scorer.image_signals(hidden, None, needs, last)
-        values |= self.scorer.text_signals(
-            hidden, list(embedded.view(images, texts, -1)), needs, last
-        )
+        images, count, texts = ends.shape
+        embedded = self.clip.text(guides.flatten(0, 2), ends.flatten()).float()
+        by_image = list(embedded.view(images, count * texts, -1))
+        needs, last = self.pruner.needs, self.scorer.last_layer(hidden)
+        of_images = self.scorer.image_signals(hidden, None, needs, last)
+        of_texts = self.scorer.text_signals(hidden, by_image, needs, last)
+        values = {
+            name: value.repeat_interleave(count, dim=0)
+            for name, value in {**of_images, Signal.FEATURES: hidden}.items()
+        }
+        values |= {
+            name: value.reshape(-1, texts, *value.shape[2:]) for name, value in of_texts.items()
+        }
         signals = Signals(
-            images,
-            hidden.shape[1] - 1,
-            hidden.device,
-            [texts] * images,
-            {**values, Signal.FEATURES: hidden},
+            images=images * count,
+            patches=hidden.shape[1] - 1,
+            device=hidden.device,
+            text_counts=[texts] * images * count,
+            values=values,
         )
         return self.pruner.select(signals, self.budget)
 
     def answer(self, llava: Llava, hidden: Tensor, prefix: Tensor, rounds: Rounds) -> Tensor:
         """As :meth:`Llava.answer`, each conversation seeing what is kept for it."""
         images, count, length = rounds.tokens.shape
-        kept = self.keep(
-            hidden.repeat_interleave(count, dim=0),
-            rounds.guides.flatten(0, 1),
-            rounds.ends.flatten(0, 1),
-        )
+        kept = self.keep(hidden, rounds.guides, rounds.ends)
         places = self.pruner.places(hidden.shape[1] - 1)
         memory = llava.read(kept.tokens, prefix, kept.indices - places.start, len(places))
         said = llava.answer(memory, rounds.tokens.view(-1, 1, length))

@@ -18,6 +18,7 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPProcessor,
+    CLIPTokenizer,
     GenerationConfig,
     LlamaConfig,
     LlamaTokenizer,
@@ -51,6 +52,11 @@ class Geometry:
     positions: int = 4096
     #: Rows of the embedding, where the tokenizer has fewer entries.
     embeddings: int = 0
+
+    @property
+    def text_heads(self) -> int:
+        """Heads of CLIP's text tower: of width 64, or one."""
+        return max(1, self.text_width // 64)
 
 
 #: For tests: seconds to build and to run.
@@ -139,7 +145,19 @@ def build(
 
 def _write_clip(folder: Path, geometry: Geometry) -> CLIPModel:
     tokenizer = clip_tokenizer(geometry.clip_vocabulary, max_tokens=77)
-    config = CLIPConfig(
+    model = CLIPModel(clip_config(geometry, tokenizer)).eval()
+    spread(model)
+    if model.device.type == "meta":
+        model.config.save_pretrained(folder)
+    else:
+        model.save_pretrained(folder)
+    CLIPProcessor(image_processor(geometry), tokenizer).save_pretrained(folder)
+    return model
+
+
+def clip_config(geometry: Geometry, tokenizer: CLIPTokenizer) -> CLIPConfig:
+    """Of the CLIP."""
+    return CLIPConfig(
         vision_config={
             "hidden_size": geometry.vision_width,
             "intermediate_size": 4 * geometry.vision_width,
@@ -153,7 +171,7 @@ def _write_clip(folder: Path, geometry: Geometry) -> CLIPModel:
             "hidden_size": geometry.text_width,
             "intermediate_size": 4 * geometry.text_width,
             "num_hidden_layers": geometry.text_layers,
-            "num_attention_heads": max(1, geometry.text_width // 64),
+            "num_attention_heads": geometry.text_heads,
             "vocab_size": len(tokenizer),
             "projection_dim": geometry.projection,
             "bos_token_id": tokenizer.bos_token_id,
@@ -161,14 +179,6 @@ def _write_clip(folder: Path, geometry: Geometry) -> CLIPModel:
         },
         projection_dim=geometry.projection,
     )
-    model = CLIPModel(config).eval()
-    spread(model)
-    if model.device.type == "meta":
-        model.config.save_pretrained(folder)
-    else:
-        model.save_pretrained(folder)
-    CLIPProcessor(image_processor(geometry), tokenizer).save_pretrained(folder)
-    return model
 
 
 def _write_llava(folder: Path, geometry: Geometry, clip: CLIPModel, dtype: torch.dtype) -> None:

@@ -86,7 +86,7 @@ class TextTower(nn.Module):
         self.token_embedding = nn.Parameter(0.02 * torch.randn(vocabulary, width))
         self.position_embedding = nn.Parameter(0.01 * torch.randn(TEXT_LENGTH, width))
         self.layers = nn.ModuleList(
-            ClipBlock(width, text_heads(geometry)) for _ in range(geometry.text_layers)
+            ClipBlock(width, geometry.text_heads) for _ in range(geometry.text_layers)
         )
         self.final_layer_norm = nn.LayerNorm(width)
         self.text_projection = nn.Linear(width, geometry.projection, bias=False)
@@ -132,11 +132,6 @@ class Clip(nn.Module):
         scale = self.logit_scale.float().exp().clamp(max=_LARGEST_SCALE)
         cosines: Tensor = unit(images.float(), dim=-1) @ unit(texts.float(), dim=-1).T
         return scale * cosines
-
-
-def text_heads(geometry: Geometry) -> int:
-    """Heads of the text tower: of width 64, or one."""
-    return max(1, geometry.text_width // 64)
 
 
 def sine_positions(grid: int, width: int) -> Tensor:

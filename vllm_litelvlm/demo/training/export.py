@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import (
     CLIPConfig,
     CLIPProcessor,
-    CLIPTokenizer,
     GenerationConfig,
     LlamaConfig,
     LlavaConfig,
@@ -21,11 +20,12 @@ from transformers import (
 from vllm_litelvlm.demo.checkpoint import (
     Checkpoint,
     Geometry,
+    clip_config,
     image_processor,
     llava_processor,
 )
 from vllm_litelvlm.demo.grounding import GroundingGeometry, sam_image_processor
-from vllm_litelvlm.demo.training.clip import Clip, text_heads
+from vllm_litelvlm.demo.training.clip import Clip
 from vllm_litelvlm.demo.training.language import Tokenizers
 from vllm_litelvlm.demo.training.llava import Llava
 from vllm_litelvlm.demo.training.pointing import Pointer
@@ -67,6 +67,7 @@ class Exporter:
         folder.mkdir(parents=True, exist_ok=True)
         config = self._clip_config
         config.architectures, config.dtype = ["CLIPModel"], EXPORTED
+        config.text_config.pad_token_id = self.tokenizers.clip.pad_token_id
         config.save_pretrained(folder)
         _save(clip_tensors(clip), folder)
         processor = CLIPProcessor(image_processor(self.geometry), self.tokenizers.clip)
@@ -132,33 +133,6 @@ class Exporter:
             vision_feature_select_strategy="default",
             **{CONFIG_KEY: {"clip_model": _CLIP}, **seg},
         )
-
-
-def clip_config(geometry: Geometry, tokenizer: CLIPTokenizer) -> CLIPConfig:
-    """Of the whole CLIP."""
-    return CLIPConfig(
-        vision_config={
-            "hidden_size": geometry.vision_width,
-            "intermediate_size": 4 * geometry.vision_width,
-            "num_hidden_layers": geometry.vision_layers,
-            "num_attention_heads": geometry.vision_heads,
-            "image_size": geometry.image_size,
-            "patch_size": geometry.patch_size,
-            "projection_dim": geometry.projection,
-        },
-        text_config={
-            "hidden_size": geometry.text_width,
-            "intermediate_size": 4 * geometry.text_width,
-            "num_hidden_layers": geometry.text_layers,
-            "num_attention_heads": text_heads(geometry),
-            "vocab_size": len(tokenizer),
-            "projection_dim": geometry.projection,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
-        projection_dim=geometry.projection,
-    )
 
 
 def exported_in(folder: Path) -> Checkpoint:

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vllm_litelvlm.demo.checkpoint import clip_config
 from vllm_litelvlm.demo.grounding import GroundingGeometry, seg_tokenizer
 from vllm_litelvlm.demo.training.batches import BatchMaker
 from vllm_litelvlm.demo.training.clip import Clip
 from vllm_litelvlm.demo.training.dense import DenseHeads
-from vllm_litelvlm.demo.training.export import clip_config, exported_in, read_exported
+from vllm_litelvlm.demo.training.export import exported_in, read_exported
 from vllm_litelvlm.demo.training.keeper import Keeper
 from vllm_litelvlm.demo.training.language import Tokenizers
 from vllm_litelvlm.demo.training.llava import Llava

@@ -62,7 +62,7 @@ SCHEDULE = (
 )
 
 #: What follows for a model that answers with masks: two hours on two cores. Both parts meet in what
-#: a prompt means, so neither waits for the other; learning by masks together made both worse.
+#: a prompt means, so neither waits for the other; learning by masks together made the SAM worse.
 MASKS = (
     Stage("sam", "sam", 24, (3, 8), 8, 40, 1e-3, 0.05),
     Stage("pointing-12", "pointing", 12, (2, 4), 8, 25, 8e-4, 0.5, 4, groups=1),

@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from vllm_litelvlm.demo.checkpoint import Checkpoint
-from vllm_litelvlm.demo.training.export import Exporter, clip_config
+from vllm_litelvlm.demo.checkpoint import Checkpoint, clip_config
+from vllm_litelvlm.demo.training.export import Exporter
 from vllm_litelvlm.demo.training.feed import feed
 from vllm_litelvlm.demo.training.helpers import Team, team
 from vllm_litelvlm.demo.training.models import Models

@@ -104,7 +104,7 @@ class _Bindings(TorchFunctionMode):
 def _item(tensor: Tensor, key: Any) -> Tensor:
     """``tensor[key]``; a list of numbers would be copied while the host waits."""
     result, places = tensor, list[Tensor | None]()
-    for part in key if isinstance(key, tuple) else (key,):
+    for part in _without_ellipsis(key if isinstance(key, tuple) else (key,), tensor.dim()):
         dimension = len(places)
         if part is None:
             result = result.unsqueeze(dimension)
@@ -122,6 +122,16 @@ def _item(tensor: Tensor, key: Any) -> Tensor:
         if any(p is not None for p in places)
         else result
     )
+
+
+def _without_ellipsis(parts: tuple[Any, ...], dimensions: int) -> Iterator[Any]:
+    """The parts of an index, with a slice for each dimension that an ellipsis stands for."""
+    indexing = sum(part is not None and part is not Ellipsis for part in parts)
+    for part in parts:
+        if part is Ellipsis:
+            yield from [slice(None)] * (dimensions - indexing)
+        else:
+            yield part
 
 
 def _contiguous(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.pruning.test_farthest import SHAPES, random_base, whole_weights
-from vllm_litelvlm.pruning import cdpruner, divprune, farthest, tome, vispruner
+from vllm_litelvlm.pruning import cdpruner, divprune, facility, farthest, tome, vispruner
 from vllm_litelvlm.pruning.likeness import cosines
 
 Pairs = Iterator[tuple[Tensor, Tensor]]
@@ -81,9 +81,25 @@ def most_diverse(device: str) -> Pairs:
     for images, patches, count in [*SIZES, LONGEST]:
         for rows in (tokens(images, patches), axes(images, patches)):
             likeness, first = cosines(rows), torch.randint(patches, (images,))
+            tied = torch.randint(1, 4, (images, patches)) / 4
+            for weights in (torch.ones(images, patches), tied, torch.rand(images, patches)):
+                given = likeness, weights, first
+                yield (
+                    choose_in_one_launch(*(one.to(device) for one in given), count),
+                    divprune.choose_one_by_one(*given, count),
+                )
+
+
+def most_covering(device: str) -> Pairs:
+    from vllm_litelvlm.pruning.kernels.facility import choose_in_one_launch
+
+    for images, patches, count in [*SIZES, LONGEST]:
+        wide = torch.randint(9, (images, patches, patches + 5)) / 8  # whose sums are exact
+        for likeness in (cosines(tokens(images, patches)), cosines(axes(images, patches)), wide):
+            worth = torch.randint(1, 4, (images, patches)) / 4
             yield (
-                choose_in_one_launch(likeness.to(device), first.to(device), count),
-                divprune.choose_one_by_one(likeness, first, count),
+                choose_in_one_launch(likeness.to(device), worth.to(device), count),
+                facility.choose_one_by_one(likeness, worth, count),
             )
 
 
@@ -126,6 +142,7 @@ KERNELS: dict[str, Callable[[str], Pairs]] = {
     "farthest": farthest_points,
     "determinant": most_volume,
     "diversity": most_diverse,
+    "facility": most_covering,
     "thinning": thinned_out,
     "merging": merged,
 }

@@ -45,11 +45,15 @@ PRUNERS = [
     build_pruner("visionzip", {"share": 1.0}),
     build_pruner("vispruner", {"share": 0.0}),
     build_pruner("vispruner", {"share": 1.0}),
+    build_pruner("divprune", {"centred": True}),
+    build_pruner("cdpruner", {"centred": True}),
+    build_pruner("scope", {"alpha": 0.0}),
+    build_pruner("holov", {"crops": 5, "variance": 2.0}),
 ]
 #: Methods that change no token, and those that change none of the patches that they keep.
 SELECTING = {
     *("litelvlm", "fovea", "random", "context", "cls-attention", "vispruner"),
-    *("divprune", "cdpruner", "keep-all"),
+    *("divprune", "cdpruner", "scope", "holov", "keep-all"),
 }
 KEEPING = [p for p in PRUNERS if p.name in SELECTING | {"trim"}] + [
     build_pruner("visionzip", {"share": 1.0})

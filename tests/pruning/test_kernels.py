@@ -57,7 +57,14 @@ def _started(call: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> tup
 
 def _call(name: str, patches: int, dtype: torch.dtype) -> Callable[[], object]:
     """One call of a kernel on an image; only hidden states may have a dtype of their own."""
-    from vllm_litelvlm.pruning.kernels import determinant, diversity, farthest, merging, thinning
+    from vllm_litelvlm.pruning.kernels import (
+        determinant,
+        diversity,
+        facility,
+        farthest,
+        merging,
+        thinning,
+    )
 
     square, line = torch.empty(1, patches, patches), torch.empty(1, patches)
     order = torch.arange(patches)[None]
@@ -66,7 +73,8 @@ def _call(name: str, patches: int, dtype: torch.dtype) -> Callable[[], object]:
     return {
         "farthest": lambda: farthest.choose_in_one_launch(line, line > 0, 24, 64, 2.0**12),
         "determinant": lambda: determinant.choose_in_one_launch(square, line, 64, 1e-5),
-        "diversity": lambda: diversity.choose_in_one_launch(square, order[:, 0], 64),
+        "diversity": lambda: diversity.choose_in_one_launch(square, line, order[:, 0], 64),
+        "facility": lambda: facility.choose_in_one_launch(square, line, 64),
         "thinning": lambda: thinning.thin_out_in_one_launch(square, order, 64, 8),
         "merging": lambda: merging.merge_in_one_launch(hidden, keys, sizes, sizes.long(), 22),
     }[name]

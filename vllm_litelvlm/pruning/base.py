@@ -295,7 +295,7 @@ def take(rows: Tensor, indices: Tensor) -> Tensor:
 
 
 def to_device(
-    numbers: Sequence[int] | Sequence[Sequence[bool]],
+    numbers: Sequence[float] | Sequence[Sequence[float]],
     device: torch.device,
     dtype: torch.dtype = torch.int64,
 ) -> Tensor:

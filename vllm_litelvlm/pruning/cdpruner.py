@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, keep, to_device
+from vllm_litelvlm.pruning.centred import CENTRED, centred, rarity
 from vllm_litelvlm.pruning.kernels import kernels_take
 from vllm_litelvlm.pruning.likeness import LikelyRows, cosines
 from vllm_litelvlm.pruning.ranking import raster
@@ -27,11 +29,15 @@ class CDPruner(Pruner):
     CLIP reads; here every image is stretched by itself, and such a text is cut as for the other
     methods. Once the kernel's rank is used up, tokens are taken by relevance. Without a text all
     are equally relevant. As for DivPrune, the projector runs on all tokens.
+
+    ``centred`` (Cen-Prune, 2026): of tokens less their mean, relevance times how rare a token is.
     """
 
     name: ClassVar[str] = "cdpruner"
     paper: ClassVar[str] = "CDPruner (NeurIPS 2025)"
     reads_text: ClassVar[bool] = True
+
+    centred: bool = Field(False, description=CENTRED)
 
     @property
     def needs(self) -> frozenset[Signal]:
@@ -40,7 +46,11 @@ class CDPruner(Pruner):
 
     def select(self, signals: Signals, budget: int) -> Selection:
         """Greedy maximum a posteriori inference (Chen et al., 2018), one token a step."""
-        kept = raster(_most_volume(signals[Signal.PROJECTED], _relevance(signals), budget))
+        tokens, relevance = signals[Signal.PROJECTED], _relevance(signals)
+        if self.centred:
+            tokens = centred(tokens)
+            relevance = relevance * rarity(cosines(tokens))
+        kept = raster(_most_volume(tokens, relevance, budget))
         return keep(signals, kept, signals.have_text.expand_as(kept))
 
 

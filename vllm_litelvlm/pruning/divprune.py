@@ -3,9 +3,11 @@
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, keep
+from vllm_litelvlm.pruning.centred import CENTRED, centred, rarity
 from vllm_litelvlm.pruning.kernels import kernels_take
 from vllm_litelvlm.pruning.likeness import mirrored_cosines
 from vllm_litelvlm.pruning.ranking import raster
@@ -20,10 +22,15 @@ class DivPrune(Pruner):
 
     It looks at tokens behind the projector, which therefore runs on all of them, and once more on
     the kept ones.
+
+    ``centred`` (Cen-Prune, 2026): of tokens less their mean, each distance weighed by how rare the
+    token is; the first is the rarest.
     """
 
     name: ClassVar[str] = "divprune"
     paper: ClassVar[str] = "DivPrune (CVPR 2025)"
+
+    centred: bool = Field(False, description=CENTRED)
 
     @property
     def needs(self) -> frozenset[Signal]:
@@ -32,23 +39,30 @@ class DivPrune(Pruner):
 
     def select(self, signals: Signals, budget: int) -> Selection:
         """One token a step."""
-        likeness = mirrored_cosines(signals[Signal.PROJECTED])
-        likeness.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
-        first = (1 - likeness.amax(dim=-1)).argmax(dim=-1)
+        tokens = signals[Signal.PROJECTED]
+        likeness = mirrored_cosines(centred(tokens) if self.centred else tokens)
+        if self.centred:
+            weights = rarity(likeness)
+            first = weights.argmax(dim=-1)
+        else:
+            weights = torch.ones_like(likeness[:, 0])
+            likeness.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+            first = (1 - likeness.amax(dim=-1)).argmax(dim=-1)
         if kernels_take(likeness):
             from vllm_litelvlm.pruning.kernels.diversity import choose_in_one_launch
 
-            chosen = choose_in_one_launch(likeness, first, budget)
+            chosen = choose_in_one_launch(likeness, weights, first, budget)
         else:
-            chosen = choose_one_by_one(likeness, first, budget)
+            chosen = choose_one_by_one(likeness, weights, first, budget)
         return keep(signals, raster(chosen))
 
 
-def choose_one_by_one(likeness: Tensor, first: Tensor, count: int) -> Tensor:
-    """One token of every image a step, the one farthest from all chosen.
+def choose_one_by_one(likeness: Tensor, weights: Tensor, first: Tensor, count: int) -> Tensor:
+    """One token of every image a step, by weight and distance to the nearest one chosen.
 
     Args:
         likeness: cosines, float32 [images, patches, patches].
+        weights: at least 0, float32 [images, patches].
         first: the first choice, int64 [images].
         count: how many to choose.
 
@@ -58,9 +72,10 @@ def choose_one_by_one(likeness: Tensor, first: Tensor, count: int) -> Tensor:
     images = torch.arange(len(likeness), device=likeness.device)
     newest, chosen = first, [first]
     gap = torch.full_like(likeness[:, 0], torch.inf)  # to the nearest chosen token
+    taken = torch.zeros_like(gap, dtype=torch.bool)
     for _ in range(count - 1):
         gap = torch.minimum(gap, 1 - likeness[images, newest])
-        gap.scatter_(1, newest[:, None], -torch.inf)
-        newest = gap.argmax(dim=-1)
+        taken.scatter_(1, newest[:, None], True)
+        newest = (weights * gap).masked_fill_(taken, -torch.inf).argmax(dim=-1)
         chosen.append(newest)
     return torch.stack(chosen, dim=1)

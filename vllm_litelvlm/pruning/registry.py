@@ -32,6 +32,9 @@ _BUILT_IN = {
     "vispruner": "vllm_litelvlm.pruning.vispruner:VisPruner",
     "divprune": "vllm_litelvlm.pruning.divprune:DivPrune",
     "cdpruner": "vllm_litelvlm.pruning.cdpruner:CDPruner",
+    "scope": "vllm_litelvlm.pruning.scope:Scope",
+    "holov": "vllm_litelvlm.pruning.holov:HoloV",
+    "nuwa": "vllm_litelvlm.pruning.nuwa:Nuwa",
     "tome": "vllm_litelvlm.pruning.tome:ToMe",
     "keep-all": "vllm_litelvlm.pruning.keep_all:KeepAll",
 }

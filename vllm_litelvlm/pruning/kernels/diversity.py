@@ -8,11 +8,12 @@ from torch import Tensor
 from vllm_litelvlm.pruning import kernels
 
 
-def choose_in_one_launch(likeness: Tensor, first: Tensor, count: int) -> Tensor:
+def choose_in_one_launch(likeness: Tensor, weights: Tensor, first: Tensor, count: int) -> Tensor:
     """What :func:`~vllm_litelvlm.pruning.divprune.choose_one_by_one` chooses.
 
     Args:
         likeness: cosines, float32 [images, patches, patches]; the diagonal is not read.
+        weights: float32 [images, patches].
         first: the first choice, int64 [images].
         count: how many to choose.
 
@@ -26,6 +27,7 @@ def choose_in_one_launch(likeness: Tensor, first: Tensor, count: int) -> Tensor:
         _choose,
         (images,),
         likeness.contiguous(),
+        weights.contiguous(),
         first.contiguous(),
         chosen,
         patches,
@@ -39,6 +41,7 @@ def choose_in_one_launch(likeness: Tensor, first: Tensor, count: int) -> Tensor:
 @triton.jit(do_not_specialize=["patches", "count"])
 def _choose(
     likeness: tl.tensor,
+    weights: tl.tensor,
     first: tl.tensor,
     chosen: tl.tensor,
     patches: int,
@@ -49,12 +52,15 @@ def _choose(
     image = tl.program_id(0).to(tl.int64)
     patch = tl.arange(0, block)
     real = patch < patches
-    gap = tl.where(real, float("inf"), -float("inf"))
+    weight = tl.load(weights + image * patches + patch, mask=real, other=0.0)
+    gap = tl.full([block], float("inf"), dtype=tl.float32)
+    left = real
     likeness += image * patches * patches
     newest = tl.load(first + image).to(tl.int32)
     for step in range(count):
         tl.store(chosen + image * count + step, newest.to(tl.int64))
         cosine = tl.load(likeness + newest * patches + patch, mask=real, other=0.0)
         gap = tl.minimum(gap, 1 - cosine)
-        gap = tl.where(patch == newest, -float("inf"), gap)
-        newest = tl.argmax(gap, axis=0)  # the lower index of equals
+        left = left & (patch != newest)
+        score = tl.where(left, weight * gap, -float("inf"))
+        newest = tl.argmax(score, axis=0)  # the lower index of equals

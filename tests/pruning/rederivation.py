@@ -45,7 +45,7 @@ def dot(left: Vector, right: Vector) -> float:
 
 
 def unit(vector: Vector) -> Vector:
-    length = math.sqrt(dot(vector, vector))
+    length = math.sqrt(dot(vector, vector)) or 1.0
     return [entry / length for entry in vector]
 
 

@@ -20,17 +20,16 @@ def crops_of(patches: int, count: int) -> list[list[int]]:
 
 
 def crop_score(attention: list[float], tokens: list[list[float]], weight: float) -> float:
+    """Of a crop, with zeros for what it lacks."""
     if len(attention) == 1:
-        return 1000 * attention[0]
-    others = len(tokens) - 1
+        return attention[0]
     variances = []
     for number, row in enumerate(cosines(tokens, tokens)):
         row[number] = 0.0
-        mean = sum(row) / others
-        variances.append(sum((one - mean) ** 2 for one in row) / others)
-    scaled = [1000 * one for one in attention]
-    factor = fmean(scaled) / (fmean(variances) + 1e-6)
-    return fmean(a + weight * factor * v for a, v in zip(scaled, variances, strict=True))
+        mean = fmean(row)
+        variances.append(sum((one - mean) ** 2 for one in row) / (len(row) - 1))
+    factor = fmean(attention) / (fmean(variances) + 1e-6)
+    return fmean(a + weight * factor * v for a, v in zip(attention, variances, strict=True))
 
 
 def derive(
@@ -41,7 +40,11 @@ def derive(
     tokens = signals[Signal.PROJECTED][image].double().tolist()
     crops = crops_of(signals.patches, options[0])
     scores = [
-        crop_score([attention[p] for p in crop], [tokens[p] for p in crop], options[1])
+        crop_score(
+            [attention[p] for p in crop] + [0.0] * (len(crops[0]) - len(crop)),
+            [tokens[p] for p in crop] + [[0.0] * len(tokens[0])] * (len(crops[0]) - len(crop)),
+            options[1],
+        )
         for crop in crops
     ]
     exact = [score / sum(scores) * budget for score in scores]

@@ -14,8 +14,8 @@ from vllm_litelvlm.pruning.ranking import highest
 _SIDE = 2
 #: Between planes, in patches: beyond any reach, and even.
 _FAR = 4096
-#: Less than a place among those kept.
-_ROUNDING = 1e-9
+#: Less than a place among those kept, and less than any cosine that counts.
+_ROUNDING, _LITTLE = 1e-9, 1e-9
 
 
 class Nuwa(Pruner):
@@ -51,18 +51,20 @@ class Nuwa(Pruner):
 
     def select(self, signals: Signals, budget: int) -> Selection:
         """Candidates, the most attended of them, and what is around."""
-        attention, points = signals[Signal.CLS_ATTENTION], _points(signals)
+        attention = signals[Signal.CLS_ATTENTION]
+        points, region = _places(signals)
         each = math.ceil(budget * _SIDE**2 / signals.patches)
-        not_among_them = _higher_in_region(attention, points) >= each
-        falling = highest(attention.add(not_among_them, alpha=-2), budget)
+        higher = (attention[:, None] > attention[:, :, None]) & (region == region.T)
+        no_candidate = higher.sum(dim=-1) >= each
+        falling = highest(attention.add(no_candidate, alpha=-2), budget)
         kept, place = torch.sort(falling, dim=-1)
         stays = place < budget - math.ceil(self.untouched * (budget - 1) - _ROUNDING)
 
         tokens = signals.patch_tokens.float()
         unit = nn.functional.normalize(tokens, dim=-1)
-        weights = (take(unit, kept) @ unit.transpose(1, 2)).clamp(min=0)
+        weights = (take(unit, kept) @ unit.transpose(1, 2)).clamp(min=_LITTLE)
         weights *= self._nearness(points)[kept]
-        weights = nn.functional.normalize(weights, p=1, dim=-1)
+        weights /= weights.sum(dim=-1, keepdim=True)
         weights.masked_fill_(stays[:, :, None], 0.0)
         weights.scatter_(2, kept[:, :, None], 1.0)
         nobody = torch.zeros_like(kept, dtype=torch.bool)
@@ -75,18 +77,17 @@ class Nuwa(Pruner):
         return torch.add(1, far, alpha=-1 / self.reach).clamp(min=0)
 
 
-def _points(signals: Signals) -> Tensor:
-    """Row, column and plane of every patch, float32 [patches, 3]; planes are far apart."""
-    if signals.points is not None:
-        return signals.points * to_device([1, 1, _FAR], signals.device, torch.float32)
-    columns = signals.columns
-    places = [[*divmod(patch, columns), 0] for patch in range(signals.patches)]
-    return to_device(places, signals.device, torch.float32)
+def _places(signals: Signals) -> tuple[Tensor, Tensor]:
+    """Row, column and plane of every patch, [patches, 3], and its region's number, [patches, 1].
 
-
-def _higher_in_region(attention: Tensor, points: Tensor) -> Tensor:
-    """Of every patch, how many of its region are attended to more, int64 [images, patches]."""
-    region = (points / _SIDE).floor()
-    alike = (region[:, None] == region).all(dim=-1)
-    higher = attention[:, None] > attention[:, :, None]
-    return (higher & alike).sum(dim=-1)
+    Both are float32, and planes are far apart.
+    """
+    if signals.points is None:
+        across = signals.columns // _SIDE + 1
+        places = [divmod(patch, signals.columns) for patch in range(signals.patches)]
+        table = [[*at, 0, at[0] // _SIDE * across + at[1] // _SIDE] for at in places]
+        points, region = to_device(table, signals.device, torch.float32).split([3, 1], dim=1)
+        return points, region
+    points = signals.points * to_device([1, 1, _FAR], signals.device, torch.float32)
+    numbers = (points / _SIDE).floor() * to_device([_FAR, 1, _FAR], signals.device, torch.float32)
+    return points, numbers.sum(dim=1, keepdim=True)

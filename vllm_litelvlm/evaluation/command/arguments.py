@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     _add_questions(parser)
     _add_conditions(parser)
+    _add_tuning(parser)
     _add_masks(parser)
     add = parser.add_argument
     add(
@@ -37,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         type=Path,
         default=Path("litelvlm-evaluation"),
-        help="for answers.jsonl, results.json, table.md, plot.png, contact-sheets and the server's "
-        "log (%(default)s)",
+        help="for answers.jsonl, results.json, table.md, plot.png, tuned.yaml, contact-sheets and "
+        "the server's log (%(default)s)",
     )
     add(
         "--resume",
@@ -160,6 +161,31 @@ def _add_conditions(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="of litelvlm: share: 0 to 1 (the paper's Table 5); components: direction and context "
         "(Table 4)",
+    )
+
+
+def _add_tuning(parser: argparse.ArgumentParser) -> None:
+    """What is searched in place of a comparison."""
+    add = parser.add_argument_group("tuning").add_argument
+    add(
+        "--tune",
+        metavar="METHOD",
+        help="search this method's options, but for those it is given with, as in fovea:context=4, "
+        "and write the server options that won (tuned.yaml) with the table they were chosen by "
+        "(tuned.md). One half of --questions chooses: option by option, values contend in three "
+        "rounds of ever more questions and ever fewer values, and one that beats the present value "
+        "on the same questions by more than a standard error takes its place. The other half "
+        "judges: the defaults stay unless what was found beats them there by more than two. What "
+        "counts is the score, its mean over --budgets",
+    )
+    add(
+        "--tune-questions",
+        metavar="N",
+        type=count,
+        help="how many the model may be asked in all, a question about each setting at each budget "
+        "counted as one, with the evaluation of all tokens, random tokens, defaults and winner; "
+        "the search takes what that leaves (default: what half of --questions and every option "
+        "twice take at most)",
     )
 
 

@@ -55,9 +55,9 @@ def ask_all(
     with opened as backend:
         all_tokens = _all_tokens(backend)
         conditions = grid(settings.methods, settings.budgets, all_tokens)
-        asked = _Offered(backend, console, all_tokens is None)
+        asked = Offered(backend, console, all_tokens is None)
         conditions = [one for one in conditions if asked.runs(one)]
-        _Asking(settings, task, backend, record, console).go(conditions, questions)
+        Asking(settings, task, backend, record, console).go(conditions, questions)
     return conditions
 
 
@@ -66,13 +66,13 @@ def _all_tokens(backend: Backend) -> int | None:
 
     Warms the backend up besides.
     """
-    blanks = [_blank({"method": ALL_TOKENS}, size) for size in ((64, 64), (640, 480))]
+    blanks = [blank({"method": ALL_TOKENS}, size) for size in ((64, 64), (640, 480))]
     tokens = {answer.visual_tokens for answer in backend.answer(blanks)}
     return tokens.pop() if len(tokens) == 1 else None
 
 
 @dataclass(frozen=True)
-class _Offered:
+class Offered:
     """What the backend can run, found out by asking.
 
     Args:
@@ -97,7 +97,7 @@ class _Offered:
         if condition.budget is not None:
             options["budget"] = condition.budget
         try:
-            self.backend.answer([_blank(options)])
+            self.backend.answer([blank(options)])
         except OptionsError as error:
             told = f"{condition.name} is left out: {error}"
             self.console.print(told, style="yellow", markup=False, highlight=False)
@@ -105,12 +105,15 @@ class _Offered:
         return True
 
 
-def _blank(options: Mapping[str, Any], size: tuple[int, int] = (64, 64)) -> Question:
+def blank(options: Mapping[str, Any], size: tuple[int, int] = (64, 64)) -> Question:
+    """What finds out whether options can run, and with how many tokens."""
     return Question(Image.new("RGB", size), "What is this?", options, max_tokens=1)
 
 
 @dataclass(frozen=True)
-class _Asking:
+class Asking:
+    """Asks what the record does not hold, and writes it there."""
+
     settings: Settings
     task: Task
     backend: Backend
@@ -132,14 +135,20 @@ class _Asking:
         samples = islice(self.task.dataset, questions)
         with Progress(*columns, console=self.console, refresh_per_second=1) as progress:
             bar = progress.add_task("", total=questions * len(conditions))
-            for number, some in enumerate(_batches(samples, _ROUNDS * self.settings.concurrent)):
+            for number, some in enumerate(self.batches(samples)):
                 self._guess(some)
                 for condition in rotated(conditions, number):
                     progress.update(bar, description=condition.name)
-                    self._ask(condition, some)
+                    self.ask(condition, some)
                     progress.advance(bar, len(some))
 
-    def _ask(self, condition: Condition, samples: Sequence[Sample]) -> None:
+    def batches(self, samples: Iterator[Sample]) -> Iterator[list[Sample]]:
+        """As many at a time as are asked together."""
+        while some := list(islice(samples, _ROUNDS * self.settings.concurrent)):
+            yield some
+
+    def ask(self, condition: Condition, samples: Sequence[Sample]) -> None:
+        """One condition about some samples, together."""
         missing = [s for s in samples if not self.record.has(condition.name, s.name)]
         if not missing:
             return
@@ -185,8 +194,3 @@ def rotated(items: Sequence[Item], number: int) -> list[Item]:
     """Each time starts one further than the time before."""
     start = number % len(items)
     return [*items[start:], *items[:start]]
-
-
-def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    while some := list(islice(items, size)):
-        yield some

@@ -121,7 +121,7 @@ def methods_of(
     asked = [*listed, *found]
     alone = not compared or set(asked) == {ALL_TOKENS}
     labels = dict.fromkeys(asked if alone else [ALL_TOKENS, CHANCE, *asked])
-    return tuple(one for label in labels for one in _placed(_method(label, decoder), positions))
+    return tuple(one for label in labels for one in _placed(method_of(label, decoder), positions))
 
 
 def grid(
@@ -148,8 +148,12 @@ def grid(
     return conditions
 
 
-def _method(label: str, decoder: bool) -> Method:
-    """From ``METHOD:option=value,option=value``, or one of the names for that."""
+def method_of(label: str, decoder: bool = False) -> Method:
+    """From ``METHOD:option=value,option=value``, or one of the names for that.
+
+    ``decoder``: whether it may be one inside the language model. Raises OptionsError for what does
+    not exist.
+    """
     name, _, written = _NAMED.get(label, label).partition(":")
     options = dict(map(_option, _COMMA.split(written))) if written else {}
     common = {option: options[option] for option in COMMON_OPTIONS if option in options}
@@ -181,8 +185,24 @@ def _placed(method: Method, positions: Sequence[str]) -> list[Method]:
     """The method at each of the positions, if it has a choice; labels tell original ones."""
     if method.method in (ALL_TOKENS, *decoder_method_names()):
         return [method]
-    labels = {"compact": method.label, "original": f"{method.label} original"}
-    return [replace(method, label=labels[place], positions=place) for place in positions]
+    return [
+        replace(method, label=placed_label(method.label, place), positions=place)
+        for place in positions
+    ]
+
+
+def placed_label(label: str, positions: str | None) -> str:
+    """How a method at these positions is named; compact ones are not told."""
+    return f"{label} original" if positions == "original" else label
+
+
+def written(method: str, options: Mapping[str, Any]) -> str:
+    """A method with options, as :func:`method_of` reads it."""
+    words = [
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in options.items()
+    ]
+    return f"{method}:{','.join(words)}" if words else method
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -58,7 +58,7 @@ class Journal(Generic[Kind]):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.answers: list[Kind] = []
-        self._known: set[Hashable] = set()
+        self._known: dict[Hashable, Kind] = {}
 
     @classmethod
     def begin(cls, folder: Path, identity: Mapping[str, Any]) -> Self:
@@ -99,9 +99,13 @@ class Journal(Generic[Kind]):
         """Whether an answer with that key is there."""
         return key in self._known
 
+    def of(self, key: Hashable) -> Kind:
+        """The answer with that key, which must be there."""
+        return self._known[key]
+
     def _remember(self, answer: Kind) -> None:
         self.answers.append(answer)
-        self._known.add(answer.key)
+        self._known[answer.key] = answer
 
 
 class Record(Journal[Answered]):

@@ -37,13 +37,13 @@ def _by_budget(rows: Sequence[Row]) -> str:
     for label in dict.fromkeys(row.label for row in some):
         cells = [found.get((label, budget)) for budget in [*budgets, None]]
         lines.append([label, *(_NONE if cell is None else _scored(cell) for cell in cells)])
-    return _table(["method", *(f"{budget} tokens" for budget in budgets), "no budget"], lines)
+    return table(["method", *(f"{budget} tokens" for budget in budgets), "no budget"], lines)
 
 
 def _every_condition(rows: Sequence[Row]) -> str:
     columns = ["method", "budget", "score", "Rel. (%)", "mean IoU of boxes"]
     columns += ["visual tokens", "prompt tokens", "requests/s"]
-    return _table(columns, [_condition(row) for row in rows if row.kind == ALL_KINDS])
+    return table(columns, [_condition(row) for row in rows if row.kind == ALL_KINDS])
 
 
 def _condition(row: Row) -> list[str]:
@@ -73,7 +73,7 @@ def _by_kind(rows: Sequence[Row], kinds: Sequence[str]) -> str:
         for row in rows
         if row.kind == ALL_KINDS
     ]
-    return _table(["method", "budget", *(f"{kind} ({counts[kind]})" for kind in kinds)], lines)
+    return table(["method", "budget", *(f"{kind} ({counts[kind]})" for kind in kinds)], lines)
 
 
 def _scored(row: Row) -> str:
@@ -87,7 +87,8 @@ def _shown(estimate: Estimate | None, digits: int) -> str:
     return _NONE if estimate is None else estimate.show(digits)
 
 
-def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Markdown, all columns but the first to the right."""
     rule = "| --- " + "| ---: " * (len(columns) - 1) + "|"
     return "\n".join([_line(columns), rule, *map(_line, lines)])
 

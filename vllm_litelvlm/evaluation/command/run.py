@@ -11,13 +11,24 @@ from rich.console import Console
 from vllm_litelvlm.errors import LiteLVLMError
 from vllm_litelvlm.evaluation.command.arguments import add_arguments
 from vllm_litelvlm.evaluation.command.asking import GUESS, ask_all
+from vllm_litelvlm.evaluation.command.conditions import Condition
 from vllm_litelvlm.evaluation.command.opening import Serve, open_backend
 from vllm_litelvlm.evaluation.command.plot import plot
 from vllm_litelvlm.evaluation.command.record import Record
 from vllm_litelvlm.evaluation.command.report import tables, unread, write
 from vllm_litelvlm.evaluation.command.settings import EvaluationError, Settings
 from vllm_litelvlm.evaluation.command.summary import summarise
-from vllm_litelvlm.evaluation.command.tasks import load_task
+from vllm_litelvlm.evaluation.command.tasks import Task, load_task
+from vllm_litelvlm.evaluation.command.tuning.plan import Plan, plan_of
+from vllm_litelvlm.evaluation.command.tuning.report import (
+    OPTIONS,
+    TABLE,
+    serve_command,
+    verdict,
+    write_tuned,
+)
+from vllm_litelvlm.evaluation.command.tuning.search import tune
+from vllm_litelvlm.evaluation.command.tuning.space import Space, space_of
 
 
 def main(arguments: Sequence[str], serve: Serve) -> int:
@@ -65,10 +76,41 @@ def _evaluate_answers(
             )
     settings = Settings.of(chosen)
     task = load_task(settings)
+    tuning = _tuning(chosen, settings, task)
     start = Record.resume if chosen.resume else Record.begin
     record = start(settings.output, settings.identity())
     opened = open_backend(settings, serve, console)
-    conditions = ask_all(settings, task, opened, record, console)
+    if tuning is None:
+        conditions = ask_all(settings, task, opened, record, console)
+        _report(settings, task, conditions, record, command, console)
+        return
+    conditions, tuned = tune(settings, *tuning, task, opened, record, console)
+    _report(settings, task, conditions, record, command, console)
+    write_tuned(settings, tuned, command)
+    print(f"\n{verdict(tuned)}\n\n    {serve_command(settings, tuned)}")
+    console.print(f"Written to {settings.output}: {TABLE}, {OPTIONS}", highlight=False)
+
+
+def _tuning(
+    chosen: argparse.Namespace, settings: Settings, task: Task
+) -> tuple[Space, Plan] | None:
+    """What ``--tune`` tries, and by how many questions; None without it."""
+    if chosen.tune is None:
+        return None
+    space = space_of(chosen.tune, settings.methods[-1].positions)
+    questions = min(settings.questions, len(task.dataset))
+    return space, plan_of(space, len(settings.budgets), questions, chosen.tune_questions)
+
+
+def _report(
+    settings: Settings,
+    task: Task,
+    conditions: Sequence[Condition],
+    record: Record,
+    command: str,
+    console: Console,
+) -> None:
+    """Write and print the tables, and draw the plot."""
     rows = summarise(conditions, record.answers, task.reads_box)
     write(settings, rows, command)
     title = f"{settings.dataset} {settings.split}, {settings.answerer}"

@@ -57,6 +57,7 @@ class Settings:
         if chosen.dataset in VIDEOS:
             raise OptionsError(f"--dataset {chosen.dataset} needs --task masks.")
         refuse_given(chosen, _OF_MASKS, "needs --task masks.")
+        _check_tuning(chosen)
         return cls(**common_fields(chosen))
 
     @property
@@ -81,6 +82,23 @@ def refuse_given(chosen: argparse.Namespace, names: Sequence[str], why: str) -> 
     for name in names:
         if getattr(chosen, name) is not None:
             raise OptionsError(f"--{name.replace('_', '-')} {why}")
+
+
+def _check_tuning(chosen: argparse.Namespace) -> None:
+    if chosen.tune is None:
+        refuse_given(chosen, ["tune_questions"], "needs --tune METHOD.")
+        return
+    if chosen.split.startswith("test"):
+        raise OptionsError(
+            f"--tune chooses by what is asked, and --split {chosen.split} is there to judge what "
+            "was chosen: tune on --split val or train, and judge on the test split."
+        )
+    if chosen.methods or chosen.ablation:
+        raise OptionsError(
+            "--tune names the one method itself; leave --methods and --ablation out."
+        )
+    if len(set(chosen.positions)) > 1:
+        raise OptionsError("--tune takes one of --positions: compact or original.")
 
 
 def common_fields(chosen: argparse.Namespace, *, compared: bool = True) -> dict[str, Any]:
@@ -119,7 +137,7 @@ def common_fields(chosen: argparse.Namespace, *, compared: bool = True) -> dict[
         "texts": chosen.texts,
         "seed": chosen.seed,
         "methods": methods_of(
-            chosen.methods,
+            chosen.methods if chosen.tune is None else [chosen.tune],
             chosen.ablation,
             list(dict.fromkeys(chosen.positions)),
             decoder=transformers,

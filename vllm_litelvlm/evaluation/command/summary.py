@@ -134,6 +134,18 @@ def mean(scores: Numbers, kinds: NDArray[np.str_], images: NDArray[np.int64]) ->
     return Estimate(float(weights @ scores), _error(weights * centred, images))
 
 
+def gain(differences: Numbers, kinds: NDArray[np.str_], images: NDArray[np.int64]) -> Estimate:
+    """The mean over kinds of each kind's mean difference, with the error of no true difference.
+
+    That is what chance alone makes of it where both are equally good: never less than the usual
+    error, which is nothing where a kind has one question.
+    """
+    weights, _ = _by_kind(differences, kinds)
+    _, places = np.unique(images, return_inverse=True)
+    sums = np.bincount(places, weights=weights * differences)
+    return Estimate(float(sums.sum()), float(np.sqrt(sums @ sums)))
+
+
 def ratio(
     scores: Numbers, full: Numbers, kinds: NDArray[np.str_], images: NDArray[np.int64]
 ) -> Estimate | None:

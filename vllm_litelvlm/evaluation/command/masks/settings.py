@@ -104,6 +104,8 @@ def _check(chosen: argparse.Namespace) -> None:
         raise OptionsError(
             "--texts: of masks say by --together how many expressions guide at once."
         )
+    tuning = ["tune", "tune_questions"]
+    refuse_given(chosen, tuning, "is for answers; leave it out with --task masks.")
     refuse_given(chosen, ["per_image"], "does not go with --task masks, which has --protocols.")
     submitted = chosen.dataset in SUBMITTED_VIDEOS
     kind = "judged" if chosen.dataset in JUDGED_VIDEOS else "submitted" if submitted else "images"

@@ -1,0 +1,1 @@
+"""``litelvlm evaluate --tune``: a method's options, searched and judged by questions."""

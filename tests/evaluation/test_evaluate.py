@@ -488,6 +488,21 @@ def test_scores_are_by_kind_and_together_the_mean_of_kinds(settings: Settings) -
     assert rows[GUESS, "word"].score.value == 0.25
 
 
+def test_difference_to_random_is_from_the_same_questions(settings: Settings) -> None:
+    conditions, record = run(settings, MadeUpBackend())
+    rows = {(row.condition, row.kind): row for row in summarise(conditions, record.answers)}
+    for name, kind in rows:
+        beside = rows[name, kind].beside
+        if not name.startswith("litelvlm"):
+            assert not beside  # there is no fovea here, and nothing is compared with itself
+            continue
+        chance = rows[name.replace("litelvlm", "random"), kind]
+        assert set(beside) == {"random"}
+        expected = rows[name, kind].score.value - chance.score.value
+        assert beside["random"].value == pytest.approx(expected)
+    assert "| above random |" in tables([*rows.values()])
+
+
 # --- report ---
 
 

@@ -21,6 +21,8 @@ from vllm_litelvlm.pruning.registry import (
 ALL_TOKENS = "keep-all"
 #: What every table must beat.
 CHANCE = "random"
+#: To whose scores those of others at the same budget and positions are told the difference.
+BESIDE = (CHANCE, "fovea")
 
 _DEFAULT = ("litelvlm", "litelvlm-reference", "litelvlm-value", "fovea")
 _NAMED: Mapping[str, str] = {

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 from vllm_litelvlm.evaluation.command.asking import GUESS
-from vllm_litelvlm.evaluation.command.conditions import ALL_TOKENS
+from vllm_litelvlm.evaluation.command.conditions import ALL_TOKENS, BESIDE
 from vllm_litelvlm.evaluation.command.settings import Settings
 from vllm_litelvlm.evaluation.command.summary import ALL_KINDS, Estimate, Row
 
@@ -41,12 +41,14 @@ def _by_budget(rows: Sequence[Row]) -> str:
 
 
 def _every_condition(rows: Sequence[Row]) -> str:
-    columns = ["method", "budget", "score", "Rel. (%)", "mean IoU of boxes"]
-    columns += ["visual tokens", "prompt tokens", "requests/s"]
-    return table(columns, [_condition(row) for row in rows if row.kind == ALL_KINDS])
+    some = [row for row in rows if row.kind == ALL_KINDS]
+    others = [one for one in BESIDE if any(one in row.beside for row in some)]
+    columns = ["method", "budget", "score", "Rel. (%)", *(f"above {one}" for one in others)]
+    columns += ["mean IoU of boxes", "visual tokens", "prompt tokens", "requests/s"]
+    return table(columns, [_condition(row, others) for row in some])
 
 
-def _condition(row: Row) -> list[str]:
+def _condition(row: Row, others: Sequence[str]) -> list[str]:
     rate = row.requests_per_second
     guessed = row.label == GUESS
     return [
@@ -54,6 +56,7 @@ def _condition(row: Row) -> list[str]:
         _NONE if row.budget is None else str(row.budget),
         _UNREAD if row.unread else row.score.show(3),
         _shown(None if row.unread else row.relative, 1),
+        *(_shown(None if row.unread else row.beside.get(one), 3) for one in others),
         _shown(None if row.unread else row.iou, 3),
         _NONE if guessed else f"{row.visual_tokens:.1f}",
         _NONE if guessed else f"{row.prompt_tokens:.1f}",
@@ -122,6 +125,8 @@ def notes(settings: Settings, rows: Sequence[Row]) -> str:
         "question, the score is the mean of the kinds' scores. Rel. = 100 × score ÷ all-token "
         f"score ({ALL_TOKENS}). ± is one standard error, over images (samples about one image "
         "count together); that of Rel. is from the differences to all tokens in the same samples. "
+        "Above another method: the difference of the scores at the same budget and positions, its "
+        "error from the same samples too. "
         "A guess answers without the model. Every image is pruned for its own text. Requests/s "
         f"with {settings.concurrent} at once, and caches as the server has them: methods ask in "
         "turn about the same images, so these compare less well than the benchmark's."

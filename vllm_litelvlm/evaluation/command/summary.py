@@ -6,14 +6,19 @@ from the differences in the same samples (the delta method).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vllm_litelvlm.evaluation.command.asking import GUESS
-from vllm_litelvlm.evaluation.command.conditions import ALL_TOKENS, Condition
+from vllm_litelvlm.evaluation.command.conditions import (
+    ALL_TOKENS,
+    BESIDE,
+    Condition,
+    placed_label,
+)
 from vllm_litelvlm.evaluation.command.record import Answered
 
 #: All kinds of questions together, each with the same weight.
@@ -42,6 +47,8 @@ class Row:
     ``score`` and ``iou`` (of boxes; None without any) from 0 to 1; ``relative`` to the all-token
     score in percent, None where that is 0. Token counts are means. ``unread``: such an answer,
     where the model writes boxes in a form that is not read, so that the score says nothing.
+    ``beside``: by how much the score is above that of some methods at the same budget and
+    positions, in the same questions.
     """
 
     condition: str
@@ -56,6 +63,7 @@ class Row:
     visual_tokens: float
     requests_per_second: float | None
     unread: str | None = None
+    beside: Mapping[str, Estimate] = field(default_factory=dict)
 
 
 def summarise(
@@ -84,7 +92,35 @@ def summarise(
             some = [by_condition[name][sample] for sample in whole if _is(kind, whole[sample])]
             row = _row((name, label, budget), kind, some, whole)
             rows.append(row if label == GUESS else replace(row, unread=unread.get(kind)))
-    return rows
+    others = {one.name: _beside(one, by_condition) for one in conditions}
+    return [replace(row, beside=_gains(row, by_condition, others)) for row in rows]
+
+
+def _beside(condition: Condition, asked: Container[str]) -> dict[str, str]:
+    """The conditions that one is compared with, by their methods."""
+    if condition.budget is None:
+        return {}
+    method = condition.method
+    labels = {one: placed_label(one, method.positions) for one in BESIDE}
+    names = {one: f"{label}@{condition.budget}" for one, label in labels.items()}
+    return {one: name for one, name in names.items() if name != condition.name and name in asked}
+
+
+def _gains(
+    row: Row,
+    by_condition: Mapping[str, Mapping[str, Answered]],
+    others: Mapping[str, Mapping[str, str]],
+) -> dict[str, Estimate]:
+    """Of a row, the difference to each of the conditions that it is compared with."""
+    mine = [one for one in by_condition[row.condition].values() if _is(row.kind, one)]
+    kinds = np.array([answer.kind for answer in mine])
+    images = np.array([answer.image for answer in mine])
+    found = {}
+    for method, name in others.get(row.condition, {}).items():
+        theirs = by_condition[name]
+        differences = [answer.score - theirs[answer.sample].score for answer in mine]
+        found[method] = mean(np.array(differences), kinds, images)
+    return found
 
 
 def _unread(answers: Sequence[Answered], reads_box: Callable[[str], bool]) -> str | None:

@@ -11,16 +11,22 @@ from transformers import CLIPTextConfig, CLIPVisionConfig, CLIPVisionModel
 from vllm_litelvlm.demo.checkpoint import LARGE, TINY, Geometry
 from vllm_litelvlm.evaluation.tower import HfTower, vision_model
 from vllm_litelvlm.pruning.base import Signal, Signals
+from vllm_litelvlm.pruning.scores import cosine_score
 from vllm_litelvlm.vision.clip import ClipScorer
 from vllm_litelvlm.vision.text import ClipTextTower
+from vllm_litelvlm.vision.tokens import score_pairs
 
 #: CLIP-L/336 with the projector of LLaVA-1.5-7B, and one for trying the benchmark out.
 GEOMETRIES = {"large": replace(LARGE, llm_width=4096), "tiny": TINY}
 
 #: Of a text, a short question with its first and last token.
 TEXT_TOKENS = 20
-#: The signals that sum to about 1 over an image; all others are normal.
+#: Of a text, those that say something.
+WORDS = 8
+#: The signals that sum to about 1 over an image, and cosines of which exponentials are taken; all
+#: others are normal.
 _PROBABILITIES = {Signal.CLS_ATTENTION, Signal.LAST_ATTENTION}
+_SMALL = {Signal.TOKEN_COSINE, Signal.WORD_COSINE}
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,10 @@ class Inputs:
         if Signal.TOWER in needs:
             keys = self._normal(size.images, 1 + size.patches, self._head_width)
             tower = FreeTower(self._hidden(size), keys, self.geometry.vision_layers - 1)
-        return Signals(size.images, size.patches, self.device, [1] * size.images, made, tower)
+        texts, words = [1] * size.images, [WORDS] * size.images
+        return Signals(
+            size.images, size.patches, self.device, texts, made, tower, word_counts=words
+        )
 
     def guidance(
         self, needs: frozenset[Signal], size: Size
@@ -111,13 +120,22 @@ class Inputs:
         """What computes ``needs`` from random hidden states and text embeddings."""
         hidden, before = self._hidden(size), self._hidden(size)
         texts = [self._normal(1, self.geometry.projection) for _ in range(size.images)]
+        states = self._normal(size.images, 1 + TEXT_TOKENS, self.geometry.projection)
+        own = torch.ones(size.images, TEXT_TOKENS, dtype=torch.bool, device=self.device)
+        words = self._normal(size.images, WORDS, self.geometry.llm_width)
+        pairs = [(image, image) for image in range(size.images)]
 
         def compute() -> Mapping[Signal, Tensor]:
             values = {Signal.FEATURES: hidden}
             values |= self._scorer.image_signals(hidden, before, needs)
             values |= self._scorer.text_signals(hidden, texts, needs)
-            if Signal.PROJECTED in needs:
+            if Signal.TOKEN_COSINE in needs:
+                aligned = self._scorer.aligned(hidden)
+                values[Signal.TOKEN_COSINE] = score_pairs(aligned, states, own, pairs)[:, None]
+            if needs & {Signal.PROJECTED, Signal.WORD_COSINE}:
                 values[Signal.PROJECTED] = self._projector(hidden[:, 1:]).float()
+            if Signal.WORD_COSINE in needs:
+                values[Signal.WORD_COSINE] = cosine_score(values[Signal.PROJECTED], words)
             return values
 
         return compute
@@ -159,8 +177,10 @@ class Inputs:
                 return images, 1 + patches, width
             case Signal.PROJECTED:
                 return images, patches, self.geometry.llm_width
-            case Signal.SIMILARITY | Signal.COSINE | Signal.VALUE:
+            case Signal.SIMILARITY | Signal.COSINE | Signal.TOKEN_COSINE | Signal.VALUE:
                 return images, 1, patches
+            case Signal.WORD_COSINE:
+                return images, WORDS, patches
             case Signal.KEYS:
                 return images, patches, self._head_width
             case Signal.LAST_KEYS:
@@ -172,6 +192,8 @@ class Inputs:
         if signal is Signal.FEATURES:
             return self._hidden(size)
         normal = self._normal(*self._shape(signal, size))
+        if signal in _SMALL:
+            return normal / 20
         return normal.softmax(dim=-1) if signal in _PROBABILITIES else normal
 
     def _hidden(self, size: Size) -> Tensor:

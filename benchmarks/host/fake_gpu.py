@@ -152,7 +152,7 @@ def fake_gpu() -> Iterator[None]:
     """Tensors made inside have no numbers, and may be on a GPU that is not there."""
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(Tensor, "pin_memory", lambda tensor: tensor))
-        stack.enter_context(mock.patch.object(random, "_permutation", _permutation))
+        stack.enter_context(mock.patch.object(random, "permutation", _permutation))
         stack.enter_context(FakeTensorMode())
         stack.enter_context(torch.no_grad())
         yield

@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig
 
 from benchmarks.host.fake_gpu import GPU, counted, fake_gpu
-from benchmarks.selection_inputs import GEOMETRIES
-from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Signal, Signals
+from benchmarks.selection_inputs import GEOMETRIES, TEXT_TOKENS, WORDS
+from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Signal, Signals, to_device
 from vllm_litelvlm.pruning.batch import choose_bases, prune
 from vllm_litelvlm.pruning.order import Layer, Order
 from vllm_litelvlm.pruning.registry import build_pruner, method_names
+from vllm_litelvlm.pruning.scores import cosine_score
 from vllm_litelvlm.pruning.window import Window
 from vllm_litelvlm.vision.clip import ClipScorer, LastLayer
+from vllm_litelvlm.vision.side_by_side import side_by_side
+from vllm_litelvlm.vision.tokens import score_pairs
 
 #: CLIP-L/336, whose last layer LLaVA does not run.
 GEOMETRY = GEOMETRIES["large"]
@@ -124,15 +127,22 @@ def _launched(
     hidden, before = (_made(images, 1 + PATCHES, GEOMETRY.vision_width) for _ in range(2))
     embedded = [_made(count, GEOMETRY.projection, dtype=torch.float32) for count in texts]
     needs = orders[0].needs
+    projected = _made(images, PATCHES, GEOMETRY.llm_width, dtype=torch.float32)
     with counted() as guidance:
         last = LastLayer(scorer, hidden)
         values = scorer.image_signals(hidden, before, needs, last)
         values |= scorer.text_signals(hidden, embedded, needs, last)
+        if Signal.TOKEN_COSINE in needs:
+            values[Signal.TOKEN_COSINE] = _token_cosine(scorer, hidden, texts)
+        if Signal.WORD_COSINE in needs:
+            words = _made(images, WORDS, GEOMETRY.llm_width)  # as the layer gives them
+            values[Signal.WORD_COSINE] = cosine_score(projected, words.float())
     values[Signal.FEATURES] = hidden
     if Signal.PROJECTED in needs:
-        values[Signal.PROJECTED] = _made(images, PATCHES, GEOMETRY.llm_width, dtype=torch.float32)
+        values[Signal.PROJECTED] = projected
     tower = _Tower(hidden) if Signal.TOWER in needs else None
-    signals = Signals(images, PATCHES, GPU, list(texts), values, tower)
+    words_of = [WORDS] * images if Signal.WORD_COSINE in needs else []
+    signals = Signals(images, PATCHES, GPU, list(texts), values, tower, word_counts=words_of)
     bases: Sequence[Tensor | None] = [None] * images
     if form.layer is Layer.FOCUS:  # on a base that is remembered
         bases = list(_made(images, PATCHES, dtype=torch.bool).unbind())
@@ -141,6 +151,19 @@ def _launched(
             bases = list(choose_bases(_untexted(signals), orders).unbind())
         prune(signals, orders, bases)
     return guidance.names, selection.names
+
+
+def _token_cosine(scorer: ClipScorer, hidden: Tensor, texts: Sequence[int]) -> Tensor:
+    """Of different texts, as :class:`TowerGuidance` has it from their tokens."""
+    pairs = [(image, number) for number, image in enumerate(_owners(texts))]
+    states = _made(len(pairs), 1 + TEXT_TOKENS, GEOMETRY.projection, dtype=torch.float32)
+    own = to_device([[True] * TEXT_TOKENS] * len(pairs), GPU, torch.bool)
+    scores = score_pairs(scorer.aligned(hidden), states, own, pairs)
+    return side_by_side(scores.split(list(texts)))
+
+
+def _owners(texts: Sequence[int]) -> list[int]:
+    return [image for image, count in enumerate(texts) for _ in range(count)]
 
 
 def _untexted(signals: Signals) -> Signals:

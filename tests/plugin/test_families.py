@@ -131,7 +131,8 @@ class _Load:
 def test_step_is_split_by_unpruned_tokens() -> None:
     load = [10, 20, 30, 100, 5, 5]
     nothing: Any = [None] * len(load)
-    batch = Batch(_Load(load), [bytes([one]) for one in range(6)], nothing, nothing, list("abcdef"))
+    keys = [bytes([one]) for one in range(6)]
+    batch = Batch(_Load(load), keys, nothing, nothing, nothing, list("abcdef"))
     parts = [(part.media.load, list(part.keys)) for part in batch.parts(room=50)]
     assert [loads for loads, _ in parts] == [[10, 20], [30], [100], [5, 5]]
     assert [key for _, keys in parts for key in keys] == list(batch.keys)

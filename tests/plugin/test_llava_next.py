@@ -189,10 +189,11 @@ def test_step_is_split_by_what_the_tower_runs_on(processor: Any) -> None:
     ]
     media = Tiles([torch.zeros(one.tiles, 3, 2, 2) for one in layouts], layouts)
     nothing: Any = [None] * 4
-    parts = list(Batch(media, nothing, nothing, nothing, nothing).parts(9 * 64))
+    batch = Batch(media, nothing, nothing, nothing, nothing, nothing)
+    parts = list(batch.parts(9 * 64))
     assert [part.media.load for part in parts] == [[320, 256], [192, 320]]
     assert [len(part.media.pixels) for part in parts] == [2, 2]
-    assert len(list(Batch(media, nothing, nothing, nothing, nothing).parts(8 * 64))) == 3
+    assert len(list(batch.parts(8 * 64))) == 3
 
 
 def test_family_is_found_by_its_architecture() -> None:

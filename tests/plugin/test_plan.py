@@ -122,7 +122,8 @@ def test_work_order_is_bytes_without_the_texts() -> None:
 def test_parcel_comes_out_as_it_went_in(texts: int) -> None:
     plan = decide(budget=64, method="random", seed=2**40)
     ids = torch.arange(texts * 7, dtype=torch.int32).view(texts, 7)
-    sent = pack(plan, b"of a picture", ids, "0a1b")
+    words = torch.arange(2 * texts, dtype=torch.int32) + 90
+    sent = pack(plan, b"of a picture", ids, words, "0a1b")
     assert (sent.dtype, sent.dim()) == (torch.uint8, 1)
     parcel = Parcel.unpack(sent)
     assert parcel.order == WorkOrder.decode(WorkOrder.encode(plan))
@@ -130,6 +131,7 @@ def test_parcel_comes_out_as_it_went_in(texts: int) -> None:
     assert parcel.name == "0a1b"
     assert parcel.text_ids.dtype == torch.int32
     assert torch.equal(parcel.text_ids, ids)
+    assert torch.equal(parcel.word_ids, words)
 
 
 def test_work_orders_of_equal_options_share_one_pruner_to_group_by() -> None:

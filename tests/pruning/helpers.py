@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vllm_litelvlm.pruning.base import Signal, Signals
+from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Signal, Signals
 
 #: As many blocks as LLaVA runs of CLIP-L.
 CLIP_LAYERS = 23
-
-TEXT_SIGNALS = frozenset({Signal.SIMILARITY, Signal.COSINE, Signal.VALUE})
 
 
 @dataclass(frozen=True)
@@ -120,6 +118,12 @@ def random_signals(
     for image, count in enumerate(text_counts):
         value[image, count:] = 1e6 - torch.arange(patches) * 100.0
     values[Signal.VALUE] = value
+    word_counts = [2 * count for count in text_counts]
+    token_cosine, word_cosine = (torch.tanh(normal(rows, patches)) for rows in (texts, 2 * texts))
+    for image, count in enumerate(text_counts):
+        token_cosine[image, count:] = 1e6 - torch.arange(patches) * 100.0
+        word_cosine[image, 2 * count :] = torch.arange(patches) * 100.0 - 1e6
+    values |= {Signal.TOKEN_COSINE: token_cosine, Signal.WORD_COSINE: word_cosine}
     return Signals(
         images=images,
         patches=patches,
@@ -127,6 +131,7 @@ def random_signals(
         text_counts=list(text_counts),
         values=values,
         tower=made_up_tower(images, patches, seed, width, layers, dtype),
+        word_counts=word_counts,
     )
 
 
@@ -139,4 +144,6 @@ def without_padding(signals: Signals, image: int) -> Signals:
     """One image of a batch as it is when it comes alone: without rows for others' texts."""
     alone, texts = signals.rows([image]), signals.text_counts[image]
     own = {signal: alone[signal][:, :texts].clone() for signal in TEXT_SIGNALS}
+    words = signals.word_counts[image]
+    own[Signal.WORD_COSINE] = alone[Signal.WORD_COSINE][:, :words].clone()
     return with_values(alone, own)

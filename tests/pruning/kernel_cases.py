@@ -6,12 +6,24 @@ computes on a CPU; tests on a GPU call the same functions. Each yields what both
 
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.pruning.test_farthest import SHAPES, random_base, whole_weights
-from vllm_litelvlm.pruning import cdpruner, divprune, facility, farthest, tome, vispruner
+from vllm_litelvlm.pruning import (
+    cdpruner,
+    divprune,
+    facility,
+    farthest,
+    prunesid,
+    sharpest,
+    tome,
+    vispruner,
+)
 from vllm_litelvlm.pruning.likeness import cosines
 
 Pairs = Iterator[tuple[Tensor, Tensor]]
@@ -98,9 +110,23 @@ def most_covering(device: str) -> Pairs:
         for likeness in (cosines(tokens(images, patches)), cosines(axes(images, patches)), wide):
             worth = torch.randint(1, 4, (images, patches)) / 4
             yield (
-                choose_in_one_launch(likeness.to(device), worth.to(device), count),
-                facility.choose_one_by_one(likeness, worth, count),
+                choose_in_one_launch(likeness.to(device), count, worth.to(device)),
+                facility.choose_one_by_one(likeness, count, worth),
             )
+
+
+def sharpest_mixed(device: str) -> Pairs:
+    """Scores are brought to a tolerance."""
+    from vllm_litelvlm.pruning.kernels.sharpest import mix_in_one_launch
+
+    for pairs, count, patches in [(1, 1, 1), (2, 3, 5), (3, 12, 9), (2, 20, 64), (1, 77, 576)]:
+        for scale in (0.003, 0.01, 0.02, 0.05):
+            cosines = scale * torch.randn(pairs, 1 + count, patches)
+            own = torch.rand(pairs, count) < 0.7
+            own[:, 0] = True
+            found = mix_in_one_launch(cosines.to(device), own.to(device), 100.0, 0.2)
+            near = torch.isclose(found.cpu(), sharpest.mix(cosines, own), 1e-4, 1e-5)
+            yield near, torch.ones_like(near)
 
 
 def thinned_out(device: str) -> Pairs:
@@ -116,6 +142,82 @@ def thinned_out(device: str) -> Pairs:
                     thin_out_in_one_launch(likeness.to(device), order.to(device), count, 8),
                     vispruner.thin_out_round_by_round(likeness, order, count),
                 )
+
+
+#: (images, rows, width) of what is decomposed; in two there are more rows than they can span.
+DECOMPOSED = [(1, 1, 8), (2, 2, 9), (2, 5, 33), (2, 7, 5), (2, 16, 300), (1, 20, 8), (1, 33, 64)]
+
+
+def _near(found: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
+    near = torch.isclose(found.cpu(), expected, 1e-9, 1e-9)
+    return near, torch.ones_like(near)
+
+
+def made_orthonormal(device: str) -> Pairs:
+    """Brought to a tolerance: what projects onto the rows, which may have another basis."""
+    from vllm_litelvlm.pruning.kernels.axes import orthonormal_in_one_launch
+
+    for images, count, width in DECOMPOSED:
+        random = torch.randn(images, count, width, dtype=torch.float64)
+        for rows in (random, 1e4 ** -torch.rand(count, 1) * random, torch.ones_like(random)):
+            found, expected = orthonormal_in_one_launch(rows.to(device)), prunesid.orthonormal(rows)
+            if count < width and rows.std() > 0:
+                yield _near(found.mT @ found, expected.mT @ expected)
+            lengths = torch.linalg.vector_norm(found, dim=-1)
+            yield _near(lengths, lengths.cpu().round())
+
+
+def turned_to_axes(device: str) -> Pairs:
+    """Brought to a tolerance and but for signs."""
+    from vllm_litelvlm.pruning.kernels.axes import axes_in_one_launch
+
+    for images, count, width in DECOMPOSED:
+        rows = torch.randn(images, count, width, dtype=torch.float64)
+        squares = rows @ rows.mT
+        found = axes_in_one_launch(squares.to(device), prunesid.NOTHING)
+        yield _near(found.abs(), prunesid.axes(squares).abs())
+        for given in (torch.zeros_like(squares), torch.full_like(squares, torch.nan)):
+            found = axes_in_one_launch(given.to(device), prunesid.NOTHING)
+            yield _near(found, torch.zeros_like(squares))
+
+
+def _lined_up(device: str) -> Iterator[tuple[int, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]]:
+    """A budget, the groups, and turns and counts of both sides."""
+    from vllm_litelvlm.pruning.kernels.suppression import line_up_in_one_launch
+
+    for images, patches, count in [*SIZES, LONGEST]:
+        for rows in (tokens(images, patches), tokens(images, patches) + 0.6, axes(images, patches)):
+            likeness, groups = cosines(rows), max(1, count // 4)
+            falling = torch.rand(images, patches).argsort(dim=-1)
+            belongs = torch.randint(groups, (images, patches)) // 2 * 2  # some have none
+            total, factor = likeness.sum(dim=(1, 2)), count / 32 / max(1, patches * (patches - 1))
+            if patches == 11:
+                likeness[0, 3:5] = total[2] = torch.nan
+
+            def among(image: int, some: NDArray[np.int64], of: Tensor = likeness) -> Any:
+                return of[image].numpy()[np.ix_(some, some)]
+
+            given = (one.to(device) for one in (likeness, total, falling, belongs))
+            found = line_up_in_one_launch(*given, groups, factor)
+            expected = prunesid.line_up(among, total, falling, belongs, groups, factor)
+            yield count, belongs, found, expected
+
+
+def lined_up(device: str) -> Pairs:
+    for _, _, found, expected in _lined_up(device):
+        yield from zip(found, expected, strict=True)
+
+
+def shared_out(device: str) -> Pairs:
+    from vllm_litelvlm.pruning.kernels.suppression import share_out_in_one_launch
+
+    for budget, belongs, _, (turns, counts) in _lined_up(device):
+        for own in (0, 1):
+            given = belongs, turns, counts
+            yield (
+                share_out_in_one_launch(*(one.to(device) for one in given), budget, own),
+                prunesid.share_out(*given, budget, own),
+            )
 
 
 def merged(device: str) -> Pairs:
@@ -143,7 +245,12 @@ KERNELS: dict[str, Callable[[str], Pairs]] = {
     "determinant": most_volume,
     "diversity": most_diverse,
     "facility": most_covering,
+    "sharpest": sharpest_mixed,
     "thinning": thinned_out,
+    "orthonormal": made_orthonormal,
+    "axes": turned_to_axes,
+    "suppression": lined_up,
+    "shares": shared_out,
     "merging": merged,
 }
 

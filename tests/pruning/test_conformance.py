@@ -48,15 +48,18 @@ PRUNERS = [
     build_pruner("divprune", {"centred": True}),
     build_pruner("cdpruner", {"centred": True}),
     build_pruner("scope", {"alpha": 0.0}),
+    build_pruner("mmtok", {"image": 0.0, "text_temperature": 1.0}),
+    build_pruner("eadp", {"power": 2.0}),
     build_pruner("holov", {"crops": 5, "variance": 2.0}),
 ]
 #: Methods that change no token, and those that change none of the patches that they keep.
 SELECTING = {
     *("litelvlm", "fovea", "random", "context", "cls-attention", "vispruner"),
-    *("divprune", "cdpruner", "scope", "holov", "keep-all"),
+    *("divprune", "cdpruner", "scope", "mmtok", "eadp", "holov", "keep-all"),
 }
 KEEPING = [p for p in PRUNERS if p.name in SELECTING | {"trim"}] + [
-    build_pruner("visionzip", {"share": 1.0})
+    build_pruner("visionzip", {"share": 1.0}),
+    build_pruner("prunesid", {}),
 ]
 
 
@@ -325,7 +328,15 @@ def test_batch_without_any_text_is_selected_by_the_rest(pruner: Pruner) -> None:
 
 def test_only_trim_of_the_built_in_methods_needs_a_text() -> None:
     refusing = {pruner.name for pruner in PRUNERS if pruner.requires_text}
-    assert refusing & {"trim", "prumerge", "prumerge+", "visionzip", "tome", *SELECTING} == {"trim"}
+    assert refusing & {
+        "trim",
+        "prumerge",
+        "prumerge+",
+        "visionzip",
+        "prunesid",
+        "tome",
+        *SELECTING,
+    } == {"trim"}
 
 
 @every_pruner
@@ -416,10 +427,13 @@ def test_hidden_states_of_any_dtype_give_full_selections(
         values={
             Signal.FEATURES: hidden,
             Signal.PROJECTED: torch.randn(2, 576, 48),
+            Signal.TOKEN_COSINE: torch.randn(2, 2, 576),
+            Signal.WORD_COSINE: torch.randn(2, 5, 576),
             **scorer.image_signals(hidden, feature_input, pruner.needs),
             **scorer.text_signals(hidden, texts, pruner.needs),
         },
         tower=made_up_tower(2, width=32, layers=2, dtype=dtype),
+        word_counts=[5, 3],
     )
     for signal in pruner.needs - {Signal.FEATURES, Signal.TOWER}:
         assert signals[signal].dtype == torch.float32

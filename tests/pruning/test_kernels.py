@@ -58,24 +58,37 @@ def _started(call: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> tup
 def _call(name: str, patches: int, dtype: torch.dtype) -> Callable[[], object]:
     """One call of a kernel on an image; only hidden states may have a dtype of their own."""
     from vllm_litelvlm.pruning.kernels import (
+        axes,
         determinant,
         diversity,
         facility,
         farthest,
         merging,
+        sharpest,
+        suppression,
         thinning,
     )
 
     square, line = torch.empty(1, patches, patches), torch.empty(1, patches)
-    order = torch.arange(patches)[None]
+    order, rows = torch.arange(patches)[None], torch.empty(1, 78, patches)
     hidden, keys = torch.empty(1, 1 + patches, 1024, dtype=dtype), torch.empty(1, 1 + patches, 64)
     sizes = torch.empty(1, 1 + patches)
+    groups = patches // 36  # as many as a budget of a ninth has
+    wide, small = (torch.empty(1, groups, n, dtype=torch.float64) for n in (1024, groups))
+    turns, counts = order.int(), torch.empty(1, 2, groups, dtype=torch.int32)
     return {
         "farthest": lambda: farthest.choose_in_one_launch(line, line > 0, 24, 64, 2.0**12),
         "determinant": lambda: determinant.choose_in_one_launch(square, line, 64, 1e-5),
         "diversity": lambda: diversity.choose_in_one_launch(square, line, order[:, 0], 64),
-        "facility": lambda: facility.choose_in_one_launch(square, line, 64),
+        "facility": lambda: facility.choose_in_one_launch(square, 64, line),
+        "sharpest": lambda: sharpest.mix_in_one_launch(rows, order[:, :77] > 0, 100.0, 0.2),
         "thinning": lambda: thinning.thin_out_in_one_launch(square, order, 64, 8),
+        "orthonormal": lambda: axes.orthonormal_in_one_launch(wide),
+        "axes": lambda: axes.axes_in_one_launch(small, 1e-12),
+        "suppression": lambda: suppression.line_up_in_one_launch(
+            square, line[:, 0], order, order, groups, 0.1
+        ),
+        "shares": lambda: suppression.share_out_in_one_launch(order, turns, counts, 64, 1),
         "merging": lambda: merging.merge_in_one_launch(hidden, keys, sizes, sizes.long(), 22),
     }[name]
 
@@ -83,9 +96,8 @@ def _call(name: str, patches: int, dtype: torch.dtype) -> Callable[[], object]:
 def _triton_type(value: object) -> str:
     if isinstance(value, torch.Tensor):
         names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-        return (
-            "*" + {**names, torch.int32: "i32", torch.int64: "i64", torch.uint8: "u8"}[value.dtype]
-        )
+        names |= {torch.float64: "fp64", torch.int32: "i32", torch.int64: "i64", torch.uint8: "u8"}
+        return "*" + names[value.dtype]
     return "i32" if isinstance(value, int) else "fp32"
 
 

@@ -82,10 +82,10 @@ def test_lazy_gains_choose_what_all_gains_choose(seed: int) -> None:
     likeness = torch.randint(-4, 9, (2, tokens, covered), generator=generator) / 8
     worth = torch.randint(0, 4, (2, tokens), generator=generator) / 4
     count = min(tokens, 100)
-    found = most_covering(likeness, worth, count)
-    assert torch.equal(found, choose_one_by_one(likeness, worth, count))
+    found = most_covering(likeness, count, worth)
+    assert torch.equal(found, choose_one_by_one(likeness, count, worth))
 
 
 def test_broken_numbers_choose_each_token_once() -> None:
     likeness, worth = torch.full((1, 9, 9), torch.nan), torch.full((1, 9), torch.nan)
-    assert sorted(most_covering(likeness, worth, 9)[0].tolist()) == list(range(9))
+    assert sorted(most_covering(likeness, 9, worth)[0].tolist()) == list(range(9))

@@ -44,3 +44,6 @@ class MadeUpImages:
 
     def project(self, patches: Tensor) -> Tensor:
         return patches[..., :3] * 2
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return torch.stack([ids.sin(), ids.cos(), (2 * ids).sin()], dim=-1)

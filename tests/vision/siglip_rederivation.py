@@ -89,10 +89,13 @@ class SlowSiglip:
         )["input_ids"]
 
     def mean_embedding(self, text: str) -> Tensor:
+        return self.token_embeddings(text).mean(dim=0)
+
+    def token_embeddings(self, text: str) -> Tensor:
         """Of the words alone, with neither the end token nor what pads."""
         words = len(self.tokenizer(text.lower(), add_special_tokens=False)["input_ids"])
         states = self.model.text_model(self.ids(text)).last_hidden_state[0, : min(words, 63)]
-        return torch.stack([self.model.text_model.head(state) for state in states]).mean(dim=0)
+        return torch.stack([self.model.text_model.head(state) for state in states])
 
     def trained_embedding(self, text: str) -> Tensor:
         return self.model.get_text_features(self.ids(text)).pooler_output[0]

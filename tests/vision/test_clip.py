@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
 
+from tests.pruning.rederivation import Calls
+from tests.pruning.test_eadp import sharpest
 from tests.vision.made_up import MadeUpImages
 from vllm_litelvlm.demo.checkpoint import Checkpoint
 from vllm_litelvlm.pruning.base import Signal, Signals
@@ -17,7 +19,9 @@ from vllm_litelvlm.vision.text import ClipTextTokenizer, ClipTextTower
 from vllm_litelvlm.vision.weights import ClipWeights
 
 #: What the scorer computes; the rest comes from elsewhere.
-SCORES = frozenset(Signal) - {Signal.FEATURES, Signal.PROJECTED, Signal.TOWER}
+SCORES = frozenset(Signal) - {
+    *(Signal.FEATURES, Signal.PROJECTED, Signal.WORD_COSINE, Signal.TOWER),
+}
 TEXT_SETS = [["a red cup"], [], ["a dog", "a red cup", "the woman on the left of the flag"]]
 
 
@@ -78,6 +82,42 @@ def test_cosine_is_that_of_clips_own_projections(
                 )
                 found = signals[Signal.COSINE][image, number]
                 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_token_cosine_goes_by_the_states_of_all_tokens(
+    checkpoint: Checkpoint, clip: Any, seen: Any, signals: Signals
+) -> None:
+    """Of each text alone, so that padding beside a longer one would show."""
+    tokenizer = AutoProcessor.from_pretrained(checkpoint.clip).tokenizer
+    with torch.no_grad():
+        patches = clip.visual_projection(clip.vision_model.post_layernorm(seen.hidden_states[-2]))
+        for image, texts in enumerate(TEXT_SETS):
+            for number, text in enumerate(texts):
+                output = clip.text_model(**tokenizer(text, return_tensors="pt"))
+                states = torch.cat([output.pooler_output, output.last_hidden_state[0]])
+                tokens = clip.text_projection(states)
+                cosines = torch.cosine_similarity(tokens[:, None], patches[image, None, 1:], dim=-1)
+                calls, own = Calls(), [True] * (len(tokens) - 1)
+                expected = sharpest(cosines.double().numpy(), own, calls)
+                assert calls.closest > 1e-4
+                found = signals[Signal.TOKEN_COSINE][image, number].double()
+                torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=1e-5)
+
+
+def test_word_cosine_is_of_projected_patches_and_embedded_words(
+    guidance: ClipGuidance, seen: Any
+) -> None:
+    images = MadeUpImages(seen.hidden_states[-2])
+    words = [torch.tensor(ids, dtype=torch.int32) for ids in ([5, 7, 9], [], [2])]
+    ids = [torch.zeros(0, 1, dtype=torch.int32)] * 3
+    found = guidance.signals(images, ids, frozenset({Signal.WORD_COSINE}), words)
+    assert list(found.word_counts) == [3, 0, 1]
+    assert found[Signal.WORD_COSINE].shape == (3, 3, 576)
+    for image, own in enumerate(words):
+        projected = images.project(images.hidden[image, 1:])
+        for number, word in enumerate(own):
+            expected = torch.cosine_similarity(projected, images.embed(word)[None], dim=-1)
+            torch.testing.assert_close(found[Signal.WORD_COSINE][image, number], expected)
 
 
 def test_value_is_the_patches_own_way_through_the_last_layer(

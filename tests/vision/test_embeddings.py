@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.pruning.rederivation import Calls
+from tests.pruning.test_eadp import sharpest
 from vllm_litelvlm.pruning.base import Signal
 from vllm_litelvlm.vision import attention
 from vllm_litelvlm.vision.attention import FROM_ATTENTION, LastAttention
@@ -149,3 +151,38 @@ def test_batch_without_texts_has_no_rows_of_them(embedding: nn.Embedding) -> Non
     )
     assert signals[Signal.SIMILARITY].shape == (2, 0, TOKENS)
     assert signals[Signal.COSINE].shape == (2, 0, TOKENS)
+
+
+def test_single_tokens_and_words_are_compared_as_they_are(embedding: nn.Embedding) -> None:
+    """Half of a token's cosine is of the whole text; padding counts for nothing."""
+    features = torch.randn(6 + 4) + 0.02 * torch.randn(3, TOKENS, 6 + 4)  # or all point sharply
+    texts = [[[3, 9, 8, 1, 2, 7], [7]], [], [[7]]]
+    words = [torch.tensor(ids, dtype=torch.int32) for ids in ([3, 9], [], [8])]
+    needs = frozenset({Signal.TOKEN_COSINE, Signal.WORD_COSINE})
+    ids = [text_ids(*some) for some in texts]
+    signals = EmbeddingGuidance(embedding).signals(TokenGrid(features, 4, 6), ids, needs, words)
+    assert list(signals.word_counts) == [2, 0, 1]
+    weight = embedding.weight.detach()
+    for image, some in enumerate(texts):
+        rows = features[image, :, :6]
+        for number, own in enumerate(some):
+            tokens = torch.cat([weight[own].mean(dim=0, keepdim=True), weight[own]])
+            cosines = torch.cosine_similarity(tokens[:, None], rows[None], dim=-1)
+            calls = Calls()
+            expected = sharpest(cosines.double().numpy(), [True] * len(own), calls)
+            assert calls.closest > 1e-4
+            found = signals[Signal.TOKEN_COSINE][image, number].double()
+            torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=1e-5)
+        for number, word in enumerate(words[image].tolist()):
+            expected_word = torch.cosine_similarity(weight[word][None], rows, dim=-1)
+            torch.testing.assert_close(signals[Signal.WORD_COSINE][image, number], expected_word)
+
+
+def test_batch_without_texts_has_no_tokens_of_them(embedding: nn.Embedding) -> None:
+    needs = frozenset({Signal.TOKEN_COSINE, Signal.WORD_COSINE})
+    nothing = torch.zeros(0, dtype=torch.int32)
+    signals = EmbeddingGuidance(embedding).signals(
+        TokenGrid(torch.randn(2, TOKENS, 6), 4, 6), [text_ids()] * 2, needs, [nothing] * 2
+    )
+    assert signals[Signal.TOKEN_COSINE].shape == (2, 0, TOKENS)
+    assert signals[Signal.WORD_COSINE].shape == (2, 0, TOKENS)

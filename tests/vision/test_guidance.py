@@ -16,7 +16,7 @@ from vllm_litelvlm.vision.weights import ClipWeights
 
 #: What LiteLVLM reads, and what its cache keeps.
 NEEDS = frozenset({Signal.FEATURES, Signal.SIMILARITY, Signal.CONTEXT})
-EVERYTHING = frozenset(Signal) - {Signal.TOWER}
+EVERYTHING = frozenset(Signal) - {Signal.WORD_COSINE, Signal.TOWER}
 IMAGE_BYTES = 577 * 64 * 4 + 576 * 4
 
 

@@ -13,6 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlavaConfig, SiglipConfig, SiglipTextConfig
 
+from tests.pruning.rederivation import Calls
+from tests.pruning.test_eadp import sharpest
 from tests.vision.made_up import MadeUpImages
 from tests.vision.siglip_rederivation import SlowSiglip
 from vllm_litelvlm.demo.checkpoint import Checkpoint
@@ -38,7 +40,7 @@ from vllm_litelvlm.vision.tower_kinds import kind_of
 from vllm_litelvlm.vision.weights import ClipWeights
 
 #: What the scorer computes; the rest comes from elsewhere.
-SCORES = SiglipGuidance.available - {Signal.FEATURES, Signal.PROJECTED}
+SCORES = SiglipGuidance.available - {Signal.FEATURES, Signal.PROJECTED, Signal.WORD_COSINE}
 TEXT_SETS = [["a red cup"], [], ["A dog!", "a red cup", "the woman on the left of the flag " * 9]]
 IMAGE_BYTES = 196 * 64 * 4 + 196 * 4
 TRAITS = Traits("SigLIP-LLaVA", SiglipGuidance.available, tokens=196, has_cls=False)
@@ -125,6 +127,22 @@ def test_signal_of_a_text_is_that_of_transformers(
             assert_close(signals[Signal(signal)][image, : len(texts)], expected)
 
 
+def test_token_cosine_goes_by_a_texts_own_tokens(
+    slow: SlowSiglip, seen: Any, signals: Signals
+) -> None:
+    """Its whole is the mean embedding; padding counts for nothing."""
+    for image, texts in enumerate(TEXT_SETS):
+        for number, text in enumerate(texts):
+            patches = slow.model.vision_model.post_layernorm(seen[image]["hidden"])
+            tokens = torch.cat([slow.mean_embedding(text)[None], slow.token_embeddings(text)])
+            cosines = torch.cosine_similarity(tokens[:, None], patches[None], dim=-1).detach()
+            calls, own = Calls(), [True] * (len(tokens) - 1)
+            expected = torch.tensor(sharpest(cosines.double().numpy(), own, calls))
+            assert calls.closest > 1e-4
+            found = signals[Signal.TOKEN_COSINE][image, number].double()
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 def test_analyses_have_the_same_arithmetic(
     siglip: Checkpoint, seen: Any, signals: Signals, photographs: Sequence[Image.Image]
 ) -> None:
@@ -156,6 +174,8 @@ def test_signals_are_float32_and_near_in_a_towers_dtype(
     found = filled(siglip, dtype).signals(half, text_ids, SCORES)
     for signal in SCORES:
         assert found[signal].dtype == torch.float32
+        if signal is Signal.TOKEN_COSINE:  # which tokens are a text's sharpest may turn
+            continue
         off = (found[signal] - signals[signal])[[0, 2]].abs().mean()
         assert off < 0.05 * signals[signal][[0, 2]].std(), signal
 
@@ -208,7 +228,8 @@ def test_window_of_a_tower_without_cls_has_its_own_patches(
     shown = Window(14, top=3, bottom=11, left=0, right=14)
     for method in offered_methods(TRAITS):
         pruner = build_pruner(method, {})
-        signals = guidance.signals(images, text_ids, pruner.needs | {Signal.FEATURES})
+        words = [torch.arange(len(ids), dtype=torch.int32) for ids in text_ids]
+        signals = guidance.signals(images, text_ids, pruner.needs | {Signal.FEATURES}, words)
         budget = 112 if method == "keep-all" else 30
         orders = [Order(pruner, budget, window=shown)] * 3
         for image, one in enumerate(prune(signals, orders, [None] * 3)):

@@ -13,7 +13,7 @@ from transformers.models.llava_next.modeling_llava_next import (
 )
 
 from tests.pruning.helpers import random_signals
-from vllm_litelvlm.pruning.base import Selection, Signal, Signals
+from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Selection, Signal, Signals
 from vllm_litelvlm.pruning.registry import build_pruner, method_names
 from vllm_litelvlm.vision.tiles import TileLayout, pooled
 
@@ -153,7 +153,7 @@ def test_signals_of_an_image_are_those_of_its_tiles() -> None:
             for patch, number in enumerate(layout.patch_index().tolist()):
                 tile, own = divmod(number, layout.base)
                 source = tiles[name][image * layout.tiles + tile]
-                if name in ("similarity", "cosine", "value"):
+                if name in TEXT_SIGNALS:
                     assert torch.equal(value[image, :, patch], source[:, own])
                 else:
                     shift = 1 if name is Signal.FEATURES else 0

@@ -41,6 +41,11 @@ class HfLlava:
         self.device = device
         self._processor = AutoProcessor.from_pretrained(checkpoint)
 
+    @property
+    def tokenizer(self) -> Any:
+        """The language model's."""
+        return self._processor.tokenizer
+
     @cached_property
     def walk(self) -> DecoderWalk:
         """The language model, layer by layer. Raises CompatibilityError for other than Llama."""

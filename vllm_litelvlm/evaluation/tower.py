@@ -99,6 +99,11 @@ class HfImages:
         projected: Tensor = self.llava.model.multi_modal_projector(patches)
         return projected
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """See :meth:`vllm_litelvlm.vision.images.Images.embed`."""
+        embedded: Tensor = self.llava.get_input_embeddings()(ids)
+        return embedded
+
     @property
     def _model(self) -> Any:
         return vision_model(self.llava.model.vision_tower)

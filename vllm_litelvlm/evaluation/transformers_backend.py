@@ -28,6 +28,7 @@ from vllm_litelvlm.vision.clip_guidance import ClipGuidance
 from vllm_litelvlm.vision.frame import Frame, window
 from vllm_litelvlm.vision.text import ClipTextTokenizer
 from vllm_litelvlm.vision.weights import ClipWeights
+from vllm_litelvlm.vision.words import word_ids
 
 
 class TransformersBackend:
@@ -91,7 +92,8 @@ class TransformersBackend:
     ) -> Signals:
         """What methods go by: of one image and any number of texts."""
         ids = self._text_tokenizer(texts) if texts else torch.zeros(0, 1, dtype=torch.int32)
-        return self._guidance.signals(self._llava.images(image, frame), [ids], needs)
+        words = word_ids(self._llava.tokenizer, texts)
+        return self._guidance.signals(self._llava.images(image, frame), [ids], needs, [words])
 
     @torch.no_grad()
     def _answer(self, question: Question) -> Answer:

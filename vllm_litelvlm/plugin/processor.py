@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from itertools import chain
+from itertools import chain, compress
 from typing import Any, NamedTuple
 
 import torch
@@ -56,9 +56,11 @@ from vllm_litelvlm.plugin.planner import Planner
 from vllm_litelvlm.plugin.profile import Profile
 from vllm_litelvlm.plugin.refusal import refusals
 from vllm_litelvlm.plugin.served import family_of
+from vllm_litelvlm.pruning.base import Signal
 from vllm_litelvlm.pruning.registry import offered_methods
 from vllm_litelvlm.pruning.traits import Traits
 from vllm_litelvlm.vision.frame import Frame
+from vllm_litelvlm.vision.words import word_ids
 
 #: Of an image's :class:`~vllm_litelvlm.plugin.parcel.Parcel`.
 PARCELS_FIELD = "litelvlm_parcels"
@@ -375,9 +377,9 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
             plans = [Plan.from_json(one.plan) for one in said]
             fields |= self.joined(self._pixels.get(pictures, self.made))
             fields[PARCELS[modality]] = [
-                pack(plan, picture.key, ids, one.name)
+                pack(plan, picture.key, *ids, one.name)
                 for plan, picture, ids, one in zip(
-                    plans, pictures, self._text_ids(plans), said, strict=True
+                    plans, pictures, self._ids(plans), said, strict=True
                 )
             ]
         return BatchFeature(fields)
@@ -388,12 +390,21 @@ class PruningProcessor(BaseMultiModalProcessor[Any]):
             picture.made = self.preprocess(picture)
         return picture.made
 
-    def _text_ids(self, plans: Sequence[Plan]) -> list[torch.Tensor]:
-        """Token ids of every plan's texts, int32 [texts, length] each."""
+    def _ids(self, plans: Sequence[Plan]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Token ids of every plan's texts, int32 [texts, length], and of their words, [words]."""
         none = torch.zeros(0, 1, dtype=torch.int32)
+        no_words = torch.zeros(0, dtype=torch.int32)
         different = {plan.texts for plan in plans}
         ids = {texts: self.tokenize_texts(texts) if texts else none for texts in different}
-        return [ids[plan.texts] for plan in plans]
+        by_word = [Signal.WORD_COSINE in plan.pruner.needs for plan in plans]
+        words = {
+            plan.texts: word_ids(self.info.get_tokenizer(), plan.texts)
+            for plan in compress(plans, by_word)
+        }
+        return [
+            (ids[plan.texts], words[plan.texts] if reads else no_words)
+            for plan, reads in zip(plans, by_word, strict=True)
+        ]
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]

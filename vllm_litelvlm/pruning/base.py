@@ -38,6 +38,12 @@ class Signal(StrEnum):
     SIMILARITY = "similarity"
     #: The same with both sides normalised to length 1.
     COSINE = "cosine"
+    #: Half COSINE, half the cosine of those tokens of the text that point most sharply
+    #: (:mod:`vllm_litelvlm.pruning.sharpest`), [images, texts, patches].
+    TOKEN_COSINE = "token_cosine"
+    #: Cosine of patches behind the projector and the language model's input embeddings of the words
+    #: that say something, those of all of an image's texts, [images, words, patches].
+    WORD_COSINE = "word_cosine"
     #: Dot product of texts and patches on the value path of the last layer, [images, texts,
     #: patches].
     VALUE = "value"
@@ -58,8 +64,10 @@ class Signal(StrEnum):
     TOWER = "tower"
 
 
-#: Those with a row a text, [images, texts, patches].
-TEXT_SIGNALS = frozenset({Signal.SIMILARITY, Signal.COSINE, Signal.VALUE})
+#: Those of a text's one embedding, [images, texts, patches].
+EMBEDDING_SIGNALS = frozenset({Signal.SIMILARITY, Signal.COSINE, Signal.VALUE})
+#: All that depend on the texts.
+TEXT_SIGNALS = EMBEDDING_SIGNALS | {Signal.TOKEN_COSINE, Signal.WORD_COSINE}
 
 
 class Tower(Protocol):
@@ -93,6 +101,7 @@ class Signals:
 
     ``values`` holds the computed signals. Text signals have as many rows as the image with the
     most texts in the batch; rows past an image's own ``text_counts`` entry are padding.
+    ``word_counts`` say the same of ``Signal.WORD_COSINE``, and are empty without it.
     ``row_length``: of the grid of patches, where that is no square. ``points``: where they stand,
     where that is no grid: row and column in a plane of patches, and the number of the plane,
     float32 [patches, 3]. Planes have nothing to do with each other.
@@ -106,6 +115,7 @@ class Signals:
     tower: Tower | None = None
     row_length: int | None = None
     points: Tensor | None = None
+    word_counts: Sequence[int] = ()
 
     def __getitem__(self, signal: Signal) -> Tensor:
         assert signal in self.values, f"signal {signal} was not computed"
@@ -128,9 +138,10 @@ class Signals:
         }
         tower = self.tower if Signal.TOWER in needs else None
         text_counts = [self.text_counts[image] for image in images]
-        most = max(text_counts, default=0)
+        word_counts = [self.word_counts[image] for image in images if self.word_counts]
         for name in TEXT_SIGNALS & values.keys():
-            values[name] = values[name][:, :most]
+            counts = word_counts if name is Signal.WORD_COSINE else text_counts
+            values[name] = values[name][:, : max(counts, default=0)]
         return Signals(
             images=len(images),
             patches=self.patches,
@@ -140,6 +151,7 @@ class Signals:
             tower=tower.rows(images) if tower is not None else None,
             row_length=self.row_length,
             points=self.points,
+            word_counts=word_counts,
         )
 
     @property
@@ -159,9 +171,11 @@ class Signals:
 
     def own_texts(self, scores: Tensor, otherwise: float) -> Tensor:
         """A text signal with ``otherwise`` in its padding; what has none stays as it is."""
-        if min(self.text_counts, default=0) == scores.shape[1]:
-            return scores
-        return scores.masked_fill(self._padding(), otherwise)
+        return self._own(scores, self.text_counts, otherwise)
+
+    def own_words(self, scores: Tensor, otherwise: float) -> Tensor:
+        """The same of ``Signal.WORD_COSINE``."""
+        return self._own(scores, self.word_counts, otherwise)
 
     @property
     def have_text(self) -> Tensor:
@@ -171,11 +185,13 @@ class Signals:
             return torch.full((self.images, 1), some.pop(), device=self.device)
         return to_device([[count > 0] for count in self.text_counts], self.device, torch.bool)
 
-    def _padding(self) -> Tensor:
-        """Which rows of a text signal are no text of the image, bool [images, most texts, 1]."""
-        most = max(self.text_counts, default=0)
-        rows = [[text >= count for text in range(most)] for count in self.text_counts]
-        return to_device(rows, self.device, torch.bool).view(self.images, most, 1)
+    def _own(self, scores: Tensor, counts: Sequence[int], otherwise: float) -> Tensor:
+        """``scores`` [images, rows, ...] with ``otherwise`` past each image's count of rows."""
+        if min(counts, default=0) == scores.shape[1]:
+            return scores
+        padding = [[row >= count for row in range(scores.shape[1])] for count in counts]
+        is_padding = to_device(padding, self.device, torch.bool)
+        return scores.masked_fill(is_padding.view(*scores.shape[:2], 1), otherwise)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ _AT_ONCE = 12
 Floats = NDArray[np.float32]
 
 
-def most_covering(likeness: Tensor, worth: Tensor, count: int) -> Tensor:
+def most_covering(likeness: Tensor, count: int, worth: Tensor | None = None) -> Tensor:
     """Choose again and again the token with the largest gain.
 
     Its gain is its worth times the sum, over all that is to be covered, of how much more like it
@@ -25,8 +25,8 @@ def most_covering(likeness: Tensor, worth: Tensor, count: int) -> Tensor:
 
     Args:
         likeness: of every token with all that is to be covered, float32 [images, tokens, covered].
-        worth: at least 0, float32 [images, tokens].
         count: how many to choose.
+        worth: at least 0, float32 [images, tokens]; all the same without.
 
     Returns:
         Tokens in the order of their choice, int64 [images, count].
@@ -34,14 +34,16 @@ def most_covering(likeness: Tensor, worth: Tensor, count: int) -> Tensor:
     if kernels_take(likeness):
         from vllm_litelvlm.pruning.kernels.facility import choose_in_one_launch
 
-        return choose_in_one_launch(likeness, worth, count)
+        return choose_in_one_launch(likeness, count, worth)
+    if worth is None:
+        worth = torch.ones_like(likeness[:, :, 0])
     if likeness.device.type != "cpu":
-        return choose_one_by_one(likeness, worth, count)
+        return choose_one_by_one(likeness, count, worth)
     pairs = zip(likeness.numpy(), worth.numpy(), strict=True)
     return torch.tensor([_choose_lazily(*pair, count) for pair in pairs])
 
 
-def choose_one_by_one(likeness: Tensor, worth: Tensor, count: int) -> Tensor:
+def choose_one_by_one(likeness: Tensor, count: int, worth: Tensor) -> Tensor:
     """The same with every gain at every step, of all images at once."""
     images = torch.arange(len(likeness), device=likeness.device)
     best = torch.zeros_like(likeness[:, 0])

@@ -7,13 +7,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, take, to_device
+from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, take
+from vllm_litelvlm.pruning.planes import distances, points_and_regions
 from vllm_litelvlm.pruning.ranking import highest
 
 #: The side of a region, in patches.
 _SIDE = 2
-#: Between planes, in patches: beyond any reach, and even.
-_FAR = 4096
 #: Less than a place among those kept, and less than any cosine that counts.
 _ROUNDING, _LITTLE = 1e-9, 1e-9
 
@@ -52,7 +51,7 @@ class Nuwa(Pruner):
     def select(self, signals: Signals, budget: int) -> Selection:
         """Candidates, the most attended of them, and what is around."""
         attention = signals[Signal.CLS_ATTENTION]
-        points, region = _places(signals)
+        points, region = points_and_regions(signals, _SIDE)
         each = math.ceil(budget * _SIDE**2 / signals.patches)
         higher = (attention[:, None] > attention[:, :, None]) & (region == region.T)
         no_candidate = higher.sum(dim=-1) >= each
@@ -72,22 +71,4 @@ class Nuwa(Pruner):
 
     def _nearness(self, points: Tensor) -> Tensor:
         """From 1 at a patch to 0 at ``reach`` and beyond, float32 [patches, patches]."""
-        exact = "donot_use_mm_for_euclid_dist"
-        far: Tensor = torch.cdist(points, points, compute_mode=exact)
-        return torch.add(1, far, alpha=-1 / self.reach).clamp(min=0)
-
-
-def _places(signals: Signals) -> tuple[Tensor, Tensor]:
-    """Row, column and plane of every patch, [patches, 3], and its region's number, [patches, 1].
-
-    Both are float32, and planes are far apart.
-    """
-    if signals.points is None:
-        across = signals.columns // _SIDE + 1
-        places = [divmod(patch, signals.columns) for patch in range(signals.patches)]
-        table = [[*at, 0, at[0] // _SIDE * across + at[1] // _SIDE] for at in places]
-        points, region = to_device(table, signals.device, torch.float32).split([3, 1], dim=1)
-        return points, region
-    points = signals.points * to_device([1, 1, _FAR], signals.device, torch.float32)
-    numbers = (points / _SIDE).floor() * to_device([_FAR, 1, _FAR], signals.device, torch.float32)
-    return points, numbers.sum(dim=1, keepdim=True)
+        return torch.add(1, distances(points), alpha=-1 / self.reach).clamp(min=0)

@@ -28,12 +28,13 @@ class Random(Pruner):
 
     def select(self, signals: Signals, budget: int) -> Selection:
         """The first ``budget`` entries of the seed's permutation, sorted."""
-        permutation = _permutation(self.seed, signals.patches, signals.device)
-        kept = raster(permutation[:budget])
+        drawn = permutation(self.seed, signals.patches, signals.device)
+        kept = raster(drawn[:budget])
         return keep(signals, kept.expand(signals.images, -1))
 
 
 @lru_cache(maxsize=256)
-def _permutation(seed: int, patches: int, device: torch.device) -> Tensor:
+def permutation(seed: int, patches: int, device: torch.device) -> Tensor:
+    """The numbers below ``patches`` in a drawn order, int64, the same on every device."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
     return to_device(torch.randperm(patches, generator=generator, device="cpu").tolist(), device)

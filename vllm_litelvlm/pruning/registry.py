@@ -33,8 +33,11 @@ _BUILT_IN = {
     "divprune": "vllm_litelvlm.pruning.divprune:DivPrune",
     "cdpruner": "vllm_litelvlm.pruning.cdpruner:CDPruner",
     "scope": "vllm_litelvlm.pruning.scope:Scope",
+    "mmtok": "vllm_litelvlm.pruning.mmtok:MMTok",
+    "eadp": "vllm_litelvlm.pruning.eadp:EADP",
     "holov": "vllm_litelvlm.pruning.holov:HoloV",
     "nuwa": "vllm_litelvlm.pruning.nuwa:Nuwa",
+    "prunesid": "vllm_litelvlm.pruning.prunesid:PruneSID",
     "tome": "vllm_litelvlm.pruning.tome:ToMe",
     "keep-all": "vllm_litelvlm.pruning.keep_all:KeepAll",
 }

@@ -37,4 +37,4 @@ class Scope(Pruner):
         """By attention and coverage."""
         worth = signals[Signal.CLS_ATTENTION] ** self.alpha
         likeness = mirrored_cosines(signals.patch_tokens)
-        return keep(signals, raster(most_covering(likeness, worth, budget)))
+        return keep(signals, raster(most_covering(likeness, budget, worth)))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig
 
-from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Signal
+from vllm_litelvlm.pruning.base import EMBEDDING_SIGNALS, Signal
 from vllm_litelvlm.pruning.scores import (
     cls_attention,
     context_score,
@@ -147,7 +147,7 @@ class ClipScorer(Scorer["LastLayer"]):
             last: as for :meth:`image_signals`.
         """
         values: dict[Signal, Tensor] = {}
-        if not needs & TEXT_SIGNALS:
+        if not needs & EMBEDDING_SIGNALS:
             return values
         padded = side_by_side(texts)
         if needs & {Signal.SIMILARITY, Signal.VALUE}:
@@ -162,6 +162,12 @@ class ClipScorer(Scorer["LastLayer"]):
             path = self.last_output((last or LastLayer(self, hidden)).values).float()
             values[Signal.VALUE] = similarity_score(self.post_norm(path), back)
         return values
+
+    @torch.no_grad()
+    def aligned(self, hidden: Tensor) -> Tensor:
+        """In CLIP's shared space, [images, patches, projection_dim]."""
+        aligned: Tensor = self.projection(self.post_norm(hidden[:, 1:].float()))
+        return aligned
 
     def _last_layer_signals(
         self, last: "LastLayer", needs: frozenset[Signal]

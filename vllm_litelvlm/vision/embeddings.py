@@ -11,10 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Signal, Signals, to_device
+from vllm_litelvlm.pruning.base import Signal, Signals, to_device
 from vllm_litelvlm.pruning.scores import cosine_score, similarity_score
 from vllm_litelvlm.vision.attention import FROM_ATTENTION
 from vllm_litelvlm.vision.side_by_side import side_by_side
+from vllm_litelvlm.vision.tokens import score_pairs
+from vllm_litelvlm.vision.words import side_by_side_words
 
 #: What stands behind the end of a text that is shorter than others.
 NO_TOKEN = -1
@@ -59,6 +61,8 @@ class EmbeddingGuidance:
         Signal.PROJECTED,
         Signal.SIMILARITY,
         Signal.COSINE,
+        Signal.TOKEN_COSINE,
+        Signal.WORD_COSINE,
     }
 
     def __init__(self, embed: Callable[[Tensor], Tensor]) -> None:
@@ -66,24 +70,34 @@ class EmbeddingGuidance:
 
     @torch.no_grad()
     def signals(
-        self, images: TokenGrid, text_ids: Sequence[Tensor], needs: frozenset[Signal]
+        self,
+        images: TokenGrid,
+        text_ids: Sequence[Tensor],
+        needs: frozenset[Signal],
+        word_ids: Sequence[Tensor] = (),
     ) -> Signals:
         """See :class:`vllm_litelvlm.vision.guidance.Guidance`.
 
-        SIMILARITY and COSINE are of a token's input embedding and a text's mean embedding;
-        PROJECTED is the token's input embedding; the others are the grid's scores.
+        SIMILARITY and COSINE are of a visual token's input embedding and a text's mean embedding;
+        TOKEN_COSINE and WORD_COSINE of single ones; PROJECTED is the visual token's input
+        embedding; the others are the grid's scores.
         """
         features = images.features
         projected = features[..., : images.embedding_width].float()
         values: dict[Signal, Tensor] = {Signal.FEATURES: features, **images.scores}
         if Signal.PROJECTED in needs:
             values[Signal.PROJECTED] = projected
-        if needs & TEXT_SIGNALS:
+        if needs & {Signal.SIMILARITY, Signal.COSINE}:
             texts = side_by_side(self._text_embeddings(text_ids, projected))
             if Signal.SIMILARITY in needs:
                 values[Signal.SIMILARITY] = similarity_score(projected, texts)
             if Signal.COSINE in needs:
                 values[Signal.COSINE] = cosine_score(projected, texts)
+        if Signal.TOKEN_COSINE in needs:
+            values[Signal.TOKEN_COSINE] = self._token_cosine(text_ids, projected)
+        if Signal.WORD_COSINE in needs:
+            words = self._embed_all(side_by_side_words(word_ids, features.device))
+            values[Signal.WORD_COSINE] = cosine_score(projected, words)
         return Signals(
             images=len(features),
             patches=features.shape[1],
@@ -91,19 +105,35 @@ class EmbeddingGuidance:
             text_counts=[len(ids) for ids in text_ids],
             values=values,
             row_length=images.columns,
+            word_counts=[len(ids) for ids in word_ids],
         )
+
+    def _embed_all(self, ids: Tensor) -> Tensor:
+        """Of ids of any shape, float32 [..., width]."""
+        embeddings: Tensor = self._embed(ids.flatten()).float().unflatten(0, ids.shape)
+        return embeddings
+
+    def _token_cosine(self, text_ids: Sequence[Tensor], tokens: Tensor) -> Tensor:
+        """Of visual tokens [images, tokens, width] and texts, float32 [images, texts, tokens]."""
+        texts, different = _listed(text_ids)
+        if not texts:
+            return tokens.new_empty(len(tokens), 0, tokens.shape[1])
+        longest = max(map(len, different))
+        own = [[place < len(text) for place in range(longest)] for text in different]
+        ids = [[*text, *[0] * (longest - len(text))] for text in different]
+        embeddings = self._embed_all(to_device(ids, tokens.device))
+        own_on_device = to_device(own, tokens.device, torch.bool)
+        shares = own_on_device.float() / own_on_device.sum(dim=1, keepdim=True).clamp(min=1)
+        embeddings = torch.cat([shares[:, None] @ embeddings, embeddings], dim=1)
+        owners = [image for image, own_ids in enumerate(text_ids) for _ in own_ids]
+        pairs = [(owner, different[text]) for owner, text in zip(owners, texts, strict=True)]
+        scores = score_pairs(tokens, embeddings, own_on_device, pairs)
+        return side_by_side(scores.split([len(own_ids) for own_ids in text_ids]))
 
     def _text_embeddings(self, text_ids: Sequence[Tensor], tokens: Tensor) -> list[Tensor]:
         """Each image's texts, float32 [texts, width of tokens]; equal texts are embedded once."""
         counts = [len(ids) for ids in text_ids]
-        listed: dict[int, list[tuple[int, ...]]] = {}  # the frames of a video share their texts
-        for ids in text_ids:
-            if id(ids) not in listed:
-                listed[id(ids)] = [
-                    tuple(one for one in row if one != NO_TOKEN) for row in ids.tolist()
-                ]
-        texts = [text for ids in text_ids for text in listed[id(ids)]]
-        different = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        texts, different = _listed(text_ids)
         if not different:
             return [tokens.new_empty(0, tokens.shape[-1]) for _ in counts]
         device = tokens.device
@@ -117,3 +147,15 @@ class EmbeddingGuidance:
         means = sums.index_add_(0, owner, embeddings) / shares.clamp(min=1)
         rows = to_device([different[text] for text in texts], device)
         return list(means.index_select(0, rows).split(counts))
+
+
+def _listed(
+    text_ids: Sequence[Tensor],
+) -> tuple[list[tuple[int, ...]], dict[tuple[int, ...], int]]:
+    """The tokens of every text of every image, and the different ones among them, numbered."""
+    listed: dict[int, list[tuple[int, ...]]] = {}  # the frames of a video share their texts
+    for ids in text_ids:
+        if id(ids) not in listed:
+            listed[id(ids)] = [tuple(one for one in row if one != NO_TOKEN) for row in ids.tolist()]
+    texts = [text for ids in text_ids for text in listed[id(ids)]]
+    return texts, {text: number for number, text in enumerate(dict.fromkeys(texts))}

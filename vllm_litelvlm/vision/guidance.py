@@ -20,9 +20,14 @@ class Guidance(Protocol[Images]):
     available: ClassVar[frozenset[Signal]]
 
     def signals(
-        self, images: Images, text_ids: Sequence[Tensor], needs: frozenset[Signal]
+        self,
+        images: Images,
+        text_ids: Sequence[Tensor],
+        needs: frozenset[Signal],
+        word_ids: Sequence[Tensor] = (),
     ) -> Signals:
         """Compute the needed signals, all of them available.
 
-        ``text_ids`` holds one integer [texts, length] tensor an image, on the CPU.
+        ``text_ids`` holds one integer [texts, length] tensor an image, on the CPU; for WORD_COSINE,
+        ``word_ids`` one integer [words] (:func:`~vllm_litelvlm.vision.words.word_ids`).
         """

@@ -38,6 +38,9 @@ class Images(Protocol):
     def project(self, patches: Tensor) -> Tensor:
         """Patch tokens behind the projector, [images, patches, width of the language model]."""
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """The language model's input embeddings, [..., its width], of token ids [...]."""
+
 
 #: Signals that are computed from hidden state -3.
 FROM_FEATURE_INPUT = frozenset({Signal.CLS_ATTENTION, Signal.KEYS})

@@ -20,6 +20,18 @@ class Named(nn.Module, ABC):
         """Own parameter name to the tensor's name in the checkpoint."""
 
 
+class TextTower(Named):
+    """From token ids of texts, integer [texts, length], to what patches are compared with."""
+
+    @abstractmethod
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """One embedding a text, float32 [texts, text_width] of the tower's scorer."""
+
+    @abstractmethod
+    def tokens(self, token_ids: Tensor) -> Tensor:
+        """Of the text as COSINE takes it, then of every token, float32 [texts, 1 + length, w]."""
+
+
 class Scorer(Named, Generic[LastLayer]):
     """Turns a tower's hidden states and the embeddings of a request's texts into signals.
 
@@ -70,6 +82,10 @@ class Scorer(Named, Generic[LastLayer]):
             needs: the signals to compute.
             last: as for :meth:`image_signals`.
         """
+
+    @abstractmethod
+    def aligned(self, hidden: Tensor) -> Tensor:
+        """The patches where COSINE compares them with texts, float32 [images, patches, width]."""
 
     def follow(self, feature_layer: Mapping[str, Tensor]) -> None:
         """Take the weights of the feature layer's ``norm``, ``query`` and ``key`` as they are.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import SiglipVisionConfig
 from transformers.activations import ACT2FN
 
-from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Signal
+from vllm_litelvlm.pruning.base import EMBEDDING_SIGNALS, Signal
 from vllm_litelvlm.pruning.scores import context_score, cosine_score, similarity_score
 from vllm_litelvlm.vision.attention import LastAttention
 from vllm_litelvlm.vision.scorer import Scorer
@@ -142,7 +142,7 @@ class SiglipScorer(Scorer["SiglipLastLayer"]):
     ) -> dict[Signal, Tensor]:
         """See :meth:`Scorer.text_signals`; of a text, the mean embedding, then the trained one."""
         values: dict[Signal, Tensor] = {}
-        if not needs & TEXT_SIGNALS:
+        if not needs & EMBEDDING_SIGNALS:
             return values
         mean, trained = side_by_side(texts).chunk(2, dim=-1)
         if needs & {Signal.SIMILARITY, Signal.COSINE}:
@@ -155,6 +155,12 @@ class SiglipScorer(Scorer["SiglipLastLayer"]):
             alone = self._pooled_alone(last or self.last_layer(hidden))
             values[Signal.VALUE] = similarity_score(alone, trained)
         return values
+
+    @torch.no_grad()
+    def aligned(self, hidden: Tensor) -> Tensor:
+        """Behind the last norm, [images, patches, width]."""
+        aligned: Tensor = self.post_norm(hidden.float())
+        return aligned
 
     def run_last(self, hidden: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The last layer's output, as it leaves ``hidden``; all [images, patches, width]."""

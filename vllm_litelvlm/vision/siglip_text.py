@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, SiglipTextConfig, SiglipTextModel
 
 from vllm_litelvlm.errors import WeightsError
-from vllm_litelvlm.vision.scorer import Named
+from vllm_litelvlm.vision.scorer import TextTower
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class SiglipTextTokenizer:
         )
 
 
-class SiglipTextTower(Named):
+class SiglipTextTower(TextTower):
     """SigLIP's text transformer and projection, in ``dtype``, whole on every rank."""
 
     def __init__(self, config: SiglipTextConfig, dtype: torch.dtype = torch.float32) -> None:
@@ -93,10 +94,28 @@ class SiglipTextTower(Named):
         trained for, the projected state of the last token, which may be padding. Padding is not
         masked, as in training. ``token_ids``: as :class:`SiglipTextTokenizer` makes them.
         """
-        own = token_ids >= 0
-        output = self.model(input_ids=torch.where(own, token_ids, ~token_ids).long())
-        states = output.last_hidden_state.float()
-        shares = own.float() / own.sum(dim=1, keepdim=True).clamp(min=1)
+        output = self._run(token_ids)
+        mean = self._mean(token_ids, output.last_hidden_state)
+        return torch.cat([mean, output.pooler_output.float()], dim=-1)
+
+    @torch.no_grad()
+    def tokens(self, token_ids: Tensor) -> Tensor:
+        """The mean embedding, then the projected state of every token and of padding.
+
+        float32 [texts, 1 + length, width].
+        """
+        states = self._run(token_ids).last_hidden_state
+        by_token = self.model.head(states).float()
+        return torch.cat([self._mean(token_ids, states)[:, None], by_token], dim=1)
+
+    def _run(self, token_ids: Tensor) -> Any:
+        return self.model(input_ids=torch.where(token_ids >= 0, token_ids, ~token_ids).long())
+
+    def _mean(self, token_ids: Tensor, states: Tensor) -> Tensor:
+        """Of the projected states of a text's own tokens, float32 [texts, width]."""
+        own = (token_ids >= 0).float()
+        shares = own / own.sum(dim=1, keepdim=True).clamp(min=1)
         # The projection is affine and the shares come to 1, so it may follow the mean.
-        mean = self.model.head((shares[:, None] @ states)[:, 0].to(self.model.dtype))
-        return torch.cat([mean, output.pooler_output], dim=-1).float()
+        mean = (shares[:, None] @ states.float())[:, 0].to(self.model.dtype)
+        projected: Tensor = self.model.head(mean)
+        return projected.float()

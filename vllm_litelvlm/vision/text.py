@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection
 
 from vllm_litelvlm.errors import WeightsError
-from vllm_litelvlm.vision.scorer import Named
+from vllm_litelvlm.vision.scorer import TextTower
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class ClipTextTokenizer:
         )
 
 
-class ClipTextTower(Named):
+class ClipTextTower(TextTower):
     """CLIP's text transformer and projection, in ``dtype``, whole on every rank."""
 
     def __init__(self, config: CLIPTextConfig, dtype: torch.dtype = torch.float32) -> None:
@@ -104,3 +104,13 @@ class ClipTextTower(Named):
         embeddings = self.model(input_ids=token_ids.long()).text_embeds
         assert isinstance(embeddings, Tensor)
         return embeddings.float()
+
+    @torch.no_grad()
+    def tokens(self, token_ids: Tensor) -> Tensor:
+        """The embedding, then every token's projected state.
+
+        float32 [texts, 1 + length, projection_dim].
+        """
+        output = self.model(input_ids=token_ids.long())
+        states = self.model.text_projection(output.last_hidden_state)
+        return torch.cat([output.text_embeds[:, None], states], dim=1).float()

@@ -166,6 +166,7 @@ def pooled(tiles: Signals, layout: TileLayout) -> Signals:
         images=images,
         patches=layout.patches,
         text_counts=tiles.text_counts[:: layout.tiles],
+        word_counts=tiles.word_counts[:: layout.tiles],
         values=values,
         tower=None,
         points=_on_device(layout, "points", tiles.device),

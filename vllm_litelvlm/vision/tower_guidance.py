@@ -9,15 +9,21 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PretrainedConfig
 
-from vllm_litelvlm.pruning.base import TEXT_SIGNALS, Signal, Signals
+from vllm_litelvlm.pruning.base import EMBEDDING_SIGNALS, Signal, Signals, to_device
 from vllm_litelvlm.pruning.batch import choose_bases
 from vllm_litelvlm.pruning.order import Layer, Order
+from vllm_litelvlm.pruning.scores import cosine_score
 from vllm_litelvlm.vision.images import FROM_FEATURE_INPUT, Images, needs_features
-from vllm_litelvlm.vision.scorer import Named, Scorer
+from vllm_litelvlm.vision.scorer import Scorer, TextTower
+from vllm_litelvlm.vision.side_by_side import side_by_side
 from vllm_litelvlm.vision.slots import Row, Rows, SlotCache, recall
+from vllm_litelvlm.vision.tokens import score_pairs
+from vllm_litelvlm.vision.words import side_by_side_words
 
 #: Texts embedded in one call: bounds the text tower's memory, whatever a step's requests name.
 _AT_ONCE = 64
+#: What stands behind a text's own tokens where they are counted.
+_NO_TOKEN = -1
 #: Image signals that are small enough to be kept beside the features.
 _SMALL = FROM_FEATURE_INPUT | {Signal.CONTEXT, Signal.CONTEXT_NORMALISED, Signal.LAST_ATTENTION}
 
@@ -31,7 +37,7 @@ class TowerGuidance(ABC):
     Args:
         tower: configuration of the model's vision tower.
         scorer: of that kind of tower.
-        text_tower: integer token ids [texts, length] to embeddings, float32 [texts, text_width].
+        text_tower: of the same kind.
     """
 
     #: The signals that there are.
@@ -39,7 +45,7 @@ class TowerGuidance(ABC):
     #: Whether [CLS] stands before the patches.
     has_cls: ClassVar[bool]
 
-    def __init__(self, tower: PretrainedConfig, scorer: Scorer[Any], text_tower: Named) -> None:
+    def __init__(self, tower: PretrainedConfig, scorer: Scorer[Any], text_tower: TextTower) -> None:
         self.scorer, self.text_tower = scorer.eval(), text_tower.eval()
         self.feature_cache: SlotCache | None = None
         self.text_cache: SlotCache | None = None
@@ -96,21 +102,31 @@ class TowerGuidance(ABC):
 
     @torch.no_grad()
     def signals(
-        self, images: Images, text_ids: Sequence[Tensor], needs: frozenset[Signal]
+        self,
+        images: Images,
+        text_ids: Sequence[Tensor],
+        needs: frozenset[Signal],
+        word_ids: Sequence[Tensor] = (),
     ) -> Signals:
         """Compute the needed signals of a batch of images.
 
-        ``text_ids`` holds one integer [texts, length] tensor an image, on the CPU.
+        ``text_ids`` holds one integer [texts, length] tensor an image, on the CPU; for WORD_COSINE,
+        ``word_ids`` one integer [words].
         """
         values: dict[Signal, Tensor] = {}
         if needs_features(needs):
             values, last = self._image_values(images, needs)
-        if needs & TEXT_SIGNALS:
+        if needs & EMBEDDING_SIGNALS:
             texts = self._embed(text_ids, images.device)
             values |= self.scorer.text_signals(values[Signal.FEATURES], texts, needs, last)
-        if Signal.PROJECTED in needs:
+        if Signal.TOKEN_COSINE in needs:
+            values[Signal.TOKEN_COSINE] = self._token_cosine(values[Signal.FEATURES], text_ids)
+        if needs & {Signal.PROJECTED, Signal.WORD_COSINE}:
             patches = values[Signal.FEATURES][:, -images.patches :]
             values[Signal.PROJECTED] = images.project(patches).float()
+        if Signal.WORD_COSINE in needs:
+            words = images.embed(side_by_side_words(word_ids, images.device)).float()
+            values[Signal.WORD_COSINE] = cosine_score(values[Signal.PROJECTED], words)
         return Signals(
             images=len(text_ids),
             patches=images.patches,
@@ -118,6 +134,7 @@ class TowerGuidance(ABC):
             text_counts=[len(ids) for ids in text_ids],
             values=values,
             tower=images.tower,
+            word_counts=[len(ids) for ids in word_ids],
         )
 
     def bases(
@@ -177,6 +194,23 @@ class TowerGuidance(ABC):
         rest = needs - values.keys()
         return values | self.scorer.image_signals(hidden, None, rest, last), last
 
+    def _token_cosine(self, hidden: Tensor, text_ids: Sequence[Tensor]) -> Tensor:
+        """Of the features of a batch and its texts, float32 [images, most texts, patches]."""
+        texts = [self.own_ids(row) for ids in text_ids for row in ids]
+        owners = [image for image, ids in enumerate(text_ids) for _ in ids]
+        patches = self.scorer.aligned(hidden)
+        if not texts:
+            return patches.new_empty(len(patches), 0, patches.shape[1])
+        keys = [text.numpy().tobytes() for text in texts]
+        different = dict(zip(keys, texts, strict=True))
+        number = {key: number for number, key in enumerate(different)}
+        ids = pad_sequence(list(different.values()), batch_first=True, padding_value=_NO_TOKEN)
+        own = to_device((ids >= 0).tolist(), hidden.device, torch.bool)
+        states = self._run_text_tower(list(different.values()), hidden.device, by_token=True)
+        pairs = [(owner, number[key]) for owner, key in zip(owners, keys, strict=True)]
+        scores = score_pairs(patches, states, own, pairs)
+        return side_by_side(scores.split([len(ids) for ids in text_ids]))
+
     def _embed(self, text_ids: Sequence[Tensor], device: torch.device) -> list[Tensor]:
         """Each image's text embeddings, float32 [texts, text_width]."""
         texts = [row for ids in text_ids for row in map(self.own_ids, ids)]
@@ -190,13 +224,19 @@ class TowerGuidance(ABC):
         keys = [text.numpy().tobytes() for text in texts]
         return list(recall(keys, compute, self.text_cache)["embedding"].split(counts))
 
-    def _run_text_tower(self, rows: Sequence[Tensor], device: torch.device) -> Tensor:
-        """Embeddings of token ids of different lengths, float32 [rows, text_width]."""
+    def _run_text_tower(
+        self, rows: Sequence[Tensor], device: torch.device, by_token: bool = False
+    ) -> Tensor:
+        """Embeddings of token ids of different lengths, float32 [rows, text_width].
+
+        ``by_token``: those of every token instead, [rows, most tokens, width].
+        """
         padded = pad_sequence(list(rows), batch_first=True, padding_value=int(rows[0][-1]))
         if device.type != "cpu":
             padded = padded.pin_memory()
         ids_on_device = padded.to(device, non_blocking=True)
-        return torch.cat([self.text_tower(some) for some in ids_on_device.split(_AT_ONCE)])
+        run = self.text_tower.tokens if by_token else self.text_tower
+        return torch.cat([run(some) for some in ids_on_device.split(_AT_ONCE)])
 
 
 def patch_count(tower: PretrainedConfig) -> int:

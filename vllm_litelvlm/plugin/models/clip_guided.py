@@ -93,6 +93,7 @@ class ClipGuided(OriginalPositions, PrunedModel):
         pixels: Tensor,
         keys: Sequence[bytes],
         text_ids: Sequence[Tensor],
+        word_ids: Sequence[Tensor],
         needs: frozenset[Signal],
         section: Section,
     ) -> Signals:
@@ -102,13 +103,14 @@ class ClipGuided(OriginalPositions, PrunedModel):
             pixels: of each image, as :meth:`litelvlm_numbers` takes them.
             keys: one an image.
             text_ids: of each image's texts, int [texts, length], on the CPU.
+            word_ids: of each image's words, int [words], on the CPU.
             needs: the signals.
             section: of which what the tower takes is no part.
         """
         assert self._followed is not None
         guidance = self._followed.up_to_date()
         images = VllmImages(self, pixels, keys, section)
-        return guidance.signals(images, text_ids, needs)
+        return guidance.signals(images, text_ids, needs, word_ids)
 
     def litelvlm_tokens(self, selections: Sequence[Selection]) -> Sequence[Tensor]:
         """Behind the projector, which runs once."""

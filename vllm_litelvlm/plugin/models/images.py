@@ -63,6 +63,11 @@ class VllmImages:
             projected: Tensor = self.model.multi_modal_projector(patches)
         return projected
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """By the language model's own layer."""
+        embedded: Tensor = self.model.litelvlm_embed(ids.flatten()).unflatten(0, ids.shape)
+        return embedded
+
     @property
     def _tower(self) -> Any:
         return self.model.vision_tower.vision_model

@@ -209,7 +209,7 @@ class LiteLVLMLlava(ClipGuided, LlavaForConditionalGeneration):
         """All images of a batch are one group."""
         assert isinstance(batch.media, Squares)
         signals = self.litelvlm_signals(
-            batch.media.pixels, batch.keys, batch.text_ids, needs, section
+            batch.media.pixels, batch.keys, batch.text_ids, batch.word_ids, needs, section
         )
         return [Group(range(len(batch.orders)), signals)]
 

@@ -195,6 +195,7 @@ class LiteLVLMLlavaNext(ClipGuided, LlavaNextForConditionalGeneration):
         media = batch.media
         assert isinstance(media, Tiles)
         counts = [layout.tiles for layout in media.layouts]
+        owners = [image for image, count in enumerate(counts) for _ in range(count)]
         signals = self.litelvlm_signals(
             torch.cat(list(media.pixels)),
             [
@@ -202,7 +203,8 @@ class LiteLVLMLlavaNext(ClipGuided, LlavaNextForConditionalGeneration):
                 for key, count in zip(batch.keys, counts, strict=True)
                 for tile in range(count)
             ],
-            [ids for ids, count in zip(batch.text_ids, counts, strict=True) for _ in range(count)],
+            [batch.text_ids[image] for image in owners],
+            [batch.word_ids[image] for image in owners],
             needs,
             section,
         )

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -79,6 +79,7 @@ class Batch:
     media: Media
     keys: Sequence[bytes]
     text_ids: Sequence[Tensor]
+    word_ids: Sequence[Tensor]
     orders: Sequence[WorkOrder]
     names: Sequence[str]
 
@@ -97,6 +98,7 @@ class Batch:
             self.media.some(images),
             self.keys[images],
             self.text_ids[images],
+            self.word_ids[images],
             self.orders[images],
             self.names[images],
         )
@@ -112,6 +114,7 @@ class PrunedModel(ABC):
     litelvlm_family: ClassVar[Family]
     # Of vLLM's classes.
     config: Any
+    language_model: Any
 
     @abstractmethod
     def litelvlm_media(self, fields: dict[str, Any]) -> Media:
@@ -172,6 +175,15 @@ class PrunedModel(ABC):
         follow_resets(v2=vllm_config.use_v2_model_runner)
         answer_inquiries()
 
+    def litelvlm_embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings of token ids, [tokens] to [tokens, width], without any adapter.
+
+        What vLLM puts around the layer for LoRA takes a step's own tokens alone.
+        """
+        layer = self.language_model.model.embed_tokens
+        embedded: Tensor = getattr(layer, "base_layer", layer)(ids)
+        return embedded
+
     def litelvlm_needs(self) -> frozenset[Signal]:
         """What the server's own options and its variants ask of an image."""
         traits = self.litelvlm_family.traits(self.config)
@@ -188,6 +200,7 @@ class PrunedModel(ABC):
             self.litelvlm_media(kwargs),
             [parcel.key for parcel in parcels],
             [parcel.text_ids for parcel in parcels],
+            [parcel.word_ids for parcel in parcels],
             [parcel.order for parcel in parcels],
             [parcel.name for parcel in parcels],
         )
@@ -249,7 +262,7 @@ class PrunedModel(ABC):
         """Run vLLM's memory profile, whose images are one and the same, as if they were not."""
         self._at_once = sum(batch.media.load)
         keys = [number.to_bytes(4, "little") for number in range(len(batch.keys))]
-        batch = Batch(batch.media, keys, batch.text_ids, batch.orders, batch.names)
+        batch = replace(batch, keys=keys)
         selections = self.litelvlm_select(batch)
         embeddings = self._finished(self.litelvlm_tokens(selections), batch, selections)
         self.litelvlm_forget()

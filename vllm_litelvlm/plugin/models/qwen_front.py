@@ -50,7 +50,11 @@ class QwenFamily(Family):
             signals=EmbeddingGuidance.available,
             layered=False,
             crops=False,
-            parameters={"fovea": {"guidance": "similarity"}},
+            parameters={
+                "fovea": {"guidance": "similarity"},
+                "mmtok": {"text_temperature": 0.01},
+                "eadp": {"power": 2.0},
+            },
         )
 
     def image_token(self, config: Any) -> int:

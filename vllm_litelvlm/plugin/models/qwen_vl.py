@@ -77,15 +77,6 @@ class PrunedQwen(GridPositions, PrunedModel):
         rows[Signal.FEATURES] = (levels * self.config.text_config.hidden_size,), dtype
         return PageCache(int(server.feature_cache_gb * 2**30), rows)
 
-    def litelvlm_embed(self, ids: Tensor) -> Tensor:
-        """Input embeddings of token ids, [tokens] to [tokens, width], without any adapter.
-
-        What vLLM puts around the layer for LoRA takes a step's own tokens alone.
-        """
-        layer = self.language_model.model.embed_tokens
-        embedded: Tensor = getattr(layer, "base_layer", layer)(ids)
-        return embedded
-
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load the model; features of other weights are of no use."""
         self.litelvlm_forget()
@@ -149,7 +140,12 @@ class PrunedQwen(GridPositions, PrunedModel):
                 {name: media.alike(items, [one[name] for one in rows]) for name in wanted},
             )
             frames = [item for item in items for _ in range(media.grids[item].frames)]
-            signals = self.litelvlm.signals(tokens, [batch.text_ids[one] for one in frames], needs)
+            signals = self.litelvlm.signals(
+                tokens,
+                [batch.text_ids[one] for one in frames],
+                needs,
+                [batch.word_ids[one] for one in frames],
+            )
             groups.append(Group(frames, signals))
         return groups
 

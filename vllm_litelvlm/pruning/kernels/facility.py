@@ -8,30 +8,34 @@ from torch import Tensor
 from vllm_litelvlm.pruning import kernels
 
 
-def choose_in_one_launch(likeness: Tensor, worth: Tensor, count: int) -> Tensor:
+def choose_in_one_launch(likeness: Tensor, count: int, worth: Tensor | None) -> Tensor:
     """What :func:`~vllm_litelvlm.pruning.facility.choose_one_by_one` chooses.
 
     Args:
         likeness: float32 [images, tokens, covered].
-        worth: float32 [images, tokens].
         count: how many to choose.
+        worth: float32 [images, tokens]; all the same without.
 
     Returns:
         Tokens in the order of their choice, int64 [images, count].
     """
     images, tokens, covered = likeness.shape
-    chosen = torch.empty(images, count, dtype=torch.int64, device=worth.device)
+    chosen = torch.empty(images, count, dtype=torch.int64, device=likeness.device)
+    gains = likeness.clamp(min=0).sum(dim=-1)
+    if worth is not None:
+        gains = worth * gains
     block, wide = triton.next_power_of_2(tokens), triton.next_power_of_2(covered)
     kernels.launch(
         _choose,
         (images,),
         likeness.contiguous(),
-        worth.contiguous(),
-        (worth * likeness.clamp(min=0).sum(dim=-1)).contiguous(),
+        gains if worth is None else worth.contiguous(),
+        gains,
         chosen,
         tokens,
         covered,
         count,
+        has_worth=worth is not None,
         block=block,
         wide=wide,
         num_warps=kernels.warps(max(block, wide)),
@@ -48,6 +52,7 @@ def _choose(
     tokens: int,
     covered: int,
     count: int,
+    has_worth: tl.constexpr,
     block: tl.constexpr,
     wide: tl.constexpr,
 ) -> None:
@@ -65,7 +70,8 @@ def _choose(
         while settled == 0:
             row = tl.load(likeness + newest * covered + place, mask=there, other=0.0)
             gain = tl.sum(tl.maximum(row - best, 0.0), axis=0)
-            gain *= tl.load(worth + image * tokens + newest)
+            if has_worth:
+                gain *= tl.load(worth + image * tokens + newest)
             bound = tl.where(token == newest, tl.where(gain == gain, gain, 0.0), bound)
             largest = tl.argmax(bound, axis=0)
             settled = (largest == newest).to(tl.int32)

@@ -1,0 +1,48 @@
+"""Which words of a text say something of an image."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from vllm_litelvlm.vision.words import MOST_WORDS, side_by_side_words, telling_words, word_ids
+
+
+class Letters:
+    """A tokenizer with a token a letter."""
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        assert not add_special_tokens
+        return [ord(letter) for letter in text]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("What is the color of the cup?", "color of cup"),
+        ("Where are they? Answer the question using a single word or phrase.", "Where are they?"),
+        ("left-most ZEBRA", "left most ZEBRA"),
+        ("", ""),
+        ("\u732b\u306f\u3069\u3053", "\u732b\u306f\u3069\u3053"),
+    ],
+)
+def test_words_that_show_nothing_are_left_out_where_others_are_there(text: str, words: str) -> None:
+    assert telling_words(text) == words
+
+
+def test_every_text_has_its_share_of_the_words() -> None:
+    tokenizer: Any = Letters()
+    assert bytes(word_ids(tokenizer, ["a cup", "the dog"]).tolist()) == b"cupdog"
+    ids = word_ids(tokenizer, ["x" * 300, "y" * 300, "z"])
+    share = MOST_WORDS // 3
+    assert bytes(ids.tolist()) == b"x" * share + b"y" * share + b"z"
+    assert len(word_ids(tokenizer, ["ab"] * 400)) == MOST_WORDS
+    assert word_ids(tokenizer, []).shape == (0,)
+
+
+def test_words_stand_side_by_side() -> None:
+    rows = [torch.tensor(ids, dtype=torch.int32) for ids in ([1, 2, 3], [], [4])]
+    found = side_by_side_words(rows, torch.device("cpu"))
+    assert (found.dtype, found.shape) == (torch.int64, (3, 3))
+    assert (found[0].tolist(), int(found[2, 0])) == ([1, 2, 3], 4)
+    assert side_by_side_words(rows[1:2] * 2, torch.device("cpu")).shape == (2, 0)

@@ -56,7 +56,7 @@ def farthest_points(device: str) -> Pairs:
             for weights in (whole_weights(images, patches, seed), 1 + 12 * torch.rand(gaps.shape)):
                 yield (
                     choose_in_one_launch(weights.to(device), given, columns, most, beyond),
-                    farthest.choose_one_by_one(weights, gaps, columns, most),
+                    farthest.farthest_step_by_step(weights, gaps, columns, most),
                 )
 
 
@@ -79,7 +79,7 @@ def most_volume(device: str) -> Pairs:
             likeness, each = cosines(rows), torch.arange(images)
             yield (
                 choose_in_one_launch(likeness.to(device), relevance.to(device), count, 1e-5),
-                cdpruner.choose_one_by_one(
+                cdpruner.most_volume(
                     lambda newest, _, likeness=likeness, each=each: likeness[each, newest],
                     relevance,
                     count,
@@ -98,7 +98,7 @@ def most_diverse(device: str) -> Pairs:
                 given = likeness, weights, first
                 yield (
                     choose_in_one_launch(*(one.to(device) for one in given), count),
-                    divprune.choose_one_by_one(*given, count),
+                    divprune.most_diverse(*given, count),
                 )
 
 
@@ -111,7 +111,7 @@ def most_covering(device: str) -> Pairs:
             worth = torch.randint(1, 4, (images, patches)) / 4
             yield (
                 choose_in_one_launch(likeness.to(device), count, worth.to(device)),
-                facility.choose_one_by_one(likeness, count, worth),
+                facility.cover_step_by_step(likeness, count, worth),
             )
 
 

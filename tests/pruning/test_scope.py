@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tests.pruning.helpers import random_signals, with_values
 from tests.pruning.rederivation import Calls, Shape, clear_case, random_shape
 from vllm_litelvlm.pruning.base import Signal, Signals
-from vllm_litelvlm.pruning.facility import choose_one_by_one, most_covering
+from vllm_litelvlm.pruning.facility import cover_step_by_step, most_covering
 from vllm_litelvlm.pruning.registry import build_pruner
 
 Matrix = NDArray[np.float64]
@@ -83,7 +83,7 @@ def test_lazy_gains_choose_what_all_gains_choose(seed: int) -> None:
     worth = torch.randint(0, 4, (2, tokens), generator=generator) / 4
     count = min(tokens, 100)
     found = most_covering(likeness, count, worth)
-    assert torch.equal(found, choose_one_by_one(likeness, count, worth))
+    assert torch.equal(found, cover_step_by_step(likeness, count, worth))
 
 
 def test_broken_numbers_choose_each_token_once() -> None:

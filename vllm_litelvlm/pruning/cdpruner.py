@@ -1,5 +1,6 @@
 """CDPruner: tokens that are diverse, and relevant to the text."""
 
+import itertools
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, keep, to_device
 from vllm_litelvlm.pruning.centred import CENTRED, centred, rarity
+from vllm_litelvlm.pruning.greedy import choose_one_by_one
 from vllm_litelvlm.pruning.kernels import kernels_take
 from vllm_litelvlm.pruning.likeness import LikelyRows, cosines
 from vllm_litelvlm.pruning.ranking import raster
@@ -50,7 +52,7 @@ class CDPruner(Pruner):
         if self.centred:
             tokens = centred(tokens)
             relevance = relevance * rarity(cosines(tokens))
-        kept = raster(_most_volume(tokens, relevance, budget))
+        kept = raster(_chosen(tokens, relevance, budget))
         return keep(signals, kept, signals.have_text.expand_as(kept))
 
 
@@ -66,19 +68,19 @@ def _relevance(signals: Signals) -> Tensor:
     return (raw - lowest + 1e-6) / (highest - lowest).clamp(min=1e-6)
 
 
-def _most_volume(tokens: Tensor, relevance: Tensor, count: int) -> Tensor:
+def _chosen(tokens: Tensor, relevance: Tensor, count: int) -> Tensor:
     """Tokens in the order of their choice, int64 [images, count]."""
     if kernels_take(tokens):
         from vllm_litelvlm.pruning.kernels.determinant import choose_in_one_launch
 
         return choose_in_one_launch(cosines(tokens), relevance, count, _NO_GAIN)
     if tokens.device.type == "cpu":
-        return choose_one_by_one(LikelyRows(tokens, count).read, relevance, count)
+        return most_volume(LikelyRows(tokens, count).read, relevance, count)
     likeness, images = cosines(tokens), torch.arange(len(tokens), device=tokens.device)
-    return choose_one_by_one(lambda newest, _: likeness[images, newest], relevance, count)
+    return most_volume(lambda newest, _: likeness[images, newest], relevance, count)
 
 
-def choose_one_by_one(
+def most_volume(
     cosines_of: Callable[[Tensor, Tensor], Tensor], relevance: Tensor, count: int
 ) -> Tensor:
     """One token of every image a step, by the largest gain in the kernel's determinant.
@@ -95,21 +97,24 @@ def choose_one_by_one(
     gain = relevance.square()  # the kernel's diagonal
     # Rows of the kernel's Cholesky factor, one for each chosen token.
     factor = torch.zeros(len(gain), count, gain.shape[1], device=gain.device)
-    taken = torch.zeros_like(gain, dtype=torch.bool)
-    chosen = []
-    for step in range(count):
-        key = torch.where(gain > _NO_GAIN, gain, relevance - 2)  # gains before leftovers
-        key.masked_fill_(taken, -torch.inf)
-        newest = key.argmax(dim=-1)
-        chosen.append(newest)
+    steps = itertools.count()
+    last = torch.empty_like(gain)  # keys
+
+    def keys(newest: Tensor | None) -> Tensor:
+        if newest is not None:
+            add(newest, next(steps))
+        # Gains before leftovers.
+        return torch.where(gain > _NO_GAIN, gain, relevance - 2, out=last)
+
+    def add(newest: Tensor, step: int) -> None:
         at = newest[:, None]
-        taken.scatter_(1, at, True)
         own = gain.gather(1, at)
         before = factor[:, :step]
         of_newest = before.gather(2, at[:, None].expand(-1, step, -1))
         shared = (of_newest.transpose(1, 2) @ before).squeeze(1)
-        kernel = relevance.gather(1, at) * cosines_of(newest, key) * relevance
+        kernel = relevance.gather(1, at) * cosines_of(newest, last) * relevance
         row = (kernel - shared) / own.clamp(min=_NO_GAIN).sqrt()
         factor[:, step] = torch.where(own > _NO_GAIN, row, 0.0)
-        gain = gain - factor[:, step].square()
-    return torch.stack(chosen, dim=1)
+        gain.sub_(factor[:, step].square())
+
+    return choose_one_by_one(keys, count)

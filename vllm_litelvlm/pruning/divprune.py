@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, keep
 from vllm_litelvlm.pruning.centred import CENTRED, centred, rarity
+from vllm_litelvlm.pruning.greedy import choose_one_by_one
 from vllm_litelvlm.pruning.kernels import kernels_take
 from vllm_litelvlm.pruning.likeness import mirrored_cosines
 from vllm_litelvlm.pruning.ranking import raster
@@ -53,11 +54,11 @@ class DivPrune(Pruner):
 
             chosen = choose_in_one_launch(likeness, weights, first, budget)
         else:
-            chosen = choose_one_by_one(likeness, weights, first, budget)
+            chosen = most_diverse(likeness, weights, first, budget)
         return keep(signals, raster(chosen))
 
 
-def choose_one_by_one(likeness: Tensor, weights: Tensor, first: Tensor, count: int) -> Tensor:
+def most_diverse(likeness: Tensor, weights: Tensor, first: Tensor, count: int) -> Tensor:
     """One token of every image a step, by weight and distance to the nearest one chosen.
 
     Args:
@@ -70,12 +71,12 @@ def choose_one_by_one(likeness: Tensor, weights: Tensor, first: Tensor, count: i
         Tokens in the order of their choice, int64 [images, count].
     """
     images = torch.arange(len(likeness), device=likeness.device)
-    newest, chosen = first, [first]
-    gap = torch.full_like(likeness[:, 0], torch.inf)  # to the nearest chosen token
-    taken = torch.zeros_like(gap, dtype=torch.bool)
-    for _ in range(count - 1):
-        gap = torch.minimum(gap, 1 - likeness[images, newest])
-        taken.scatter_(1, newest[:, None], True)
-        newest = (weights * gap).masked_fill_(taken, -torch.inf).argmax(dim=-1)
-        chosen.append(newest)
-    return torch.stack(chosen, dim=1)
+    gap = torch.full_like(weights, torch.inf)  # to the nearest chosen token
+
+    def scores(newest: Tensor | None) -> Tensor:
+        if newest is None:
+            return torch.zeros_like(weights).scatter_(1, first[:, None], 1.0)
+        torch.minimum(gap, 1 - likeness[images, newest], out=gap)
+        return weights * gap
+
+    return choose_one_by_one(scores, count)

@@ -5,6 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vllm_litelvlm.pruning.greedy import choose_one_by_one
 from vllm_litelvlm.pruning.kernels import kernels_take
 
 #: Gains that a CPU computes together.
@@ -38,24 +39,22 @@ def most_covering(likeness: Tensor, count: int, worth: Tensor | None = None) -> 
     if worth is None:
         worth = torch.ones_like(likeness[:, :, 0])
     if likeness.device.type != "cpu":
-        return choose_one_by_one(likeness, count, worth)
+        return cover_step_by_step(likeness, count, worth)
     pairs = zip(likeness.numpy(), worth.numpy(), strict=True)
     return torch.tensor([_choose_lazily(*pair, count) for pair in pairs])
 
 
-def choose_one_by_one(likeness: Tensor, count: int, worth: Tensor) -> Tensor:
+def cover_step_by_step(likeness: Tensor, count: int, worth: Tensor) -> Tensor:
     """The same with every gain at every step, of all images at once."""
     images = torch.arange(len(likeness), device=likeness.device)
     best = torch.zeros_like(likeness[:, 0])
-    taken = torch.zeros_like(worth, dtype=torch.bool)
-    chosen = []
-    for _ in range(count):
-        gains = worth * (likeness - best[:, None]).clamp(min=0).sum(dim=-1)
-        newest = gains.masked_fill(taken, -torch.inf).argmax(dim=-1)
-        chosen.append(newest)
-        taken.scatter_(1, newest[:, None], True)
-        best = torch.maximum(best, likeness[images, newest])
-    return torch.stack(chosen, dim=1)
+
+    def gains(newest: Tensor | None) -> Tensor:
+        if newest is not None:
+            torch.maximum(best, likeness[images, newest], out=best)
+        return worth * (likeness - best[:, None]).clamp(min=0).sum(dim=-1)
+
+    return choose_one_by_one(gains, count)
 
 
 def _choose_lazily(likeness: Floats, worth: Floats, count: int) -> list[int]:

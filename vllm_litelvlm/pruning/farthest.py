@@ -5,6 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from vllm_litelvlm.pruning.greedy import choose_one_by_one
 from vllm_litelvlm.pruning.kernels import kernels_take
 
 #: A power of two above the squared distance of any two patches of a plane of 1,000 a side.
@@ -41,7 +42,7 @@ def farthest_points(
         gaps = torch.full_like(weights, beyond(weights.shape[1], columns))
     else:
         gaps = gaps_to(base, columns)
-    return choose_one_by_one(weights, gaps, columns, count)
+    return farthest_step_by_step(weights, gaps, columns, count)
 
 
 def farthest_in_planes(weights: Tensor, points: Tensor, count: int) -> Tensor:
@@ -59,31 +60,34 @@ def farthest_in_planes(weights: Tensor, points: Tensor, count: int) -> Tensor:
         Patches in the order of their choice, int64 [images, count].
     """
     places, plane = points.split([2, 1], dim=1)
-    gaps, chosen = torch.full_like(weights, _FAR_APART), []
-    for _ in range(count):
-        newest = (weights * gaps).argmax(dim=-1)
-        chosen.append(newest)
-        squares = (places - places[newest][:, None]).square().sum(dim=-1)
-        apart = plane[:, 0] != plane[newest]
-        gaps = torch.minimum(gaps, squares.masked_fill(apart, _FAR_APART))
-    return torch.stack(chosen, dim=1)
+    gaps = torch.full_like(weights, _FAR_APART)
+
+    def scores(newest: Tensor | None) -> Tensor:
+        if newest is not None:
+            squares = (places - places[newest][:, None]).square().sum(dim=-1)
+            apart = plane[:, 0] != plane[newest]
+            torch.minimum(gaps, squares.masked_fill(apart, _FAR_APART), out=gaps)
+        return weights * gaps
+
+    return choose_one_by_one(scores, count, excludes=True)
 
 
-def choose_one_by_one(weights: Tensor, gaps: Tensor, columns: int, count: int) -> Tensor:
+def farthest_step_by_step(weights: Tensor, gaps: Tensor, columns: int, count: int) -> Tensor:
     """One patch of every image a step.
 
     ``gaps``: squared distance to the nearest patch chosen before, float32 [images, patches].
     """
     distances = _distances(weights.shape[1], columns, weights.device)
-    scores, to_newest, gaps = torch.empty_like(gaps), torch.empty_like(gaps), gaps.clone()
-    chosen = []
-    for _ in range(count):
-        # What is chosen has gap 0, and so a score below all others'.
-        newest = torch.mul(weights, gaps, out=scores).argmax(dim=-1)
-        chosen.append(newest)
-        torch.index_select(distances, 0, newest, out=to_newest)
-        torch.minimum(gaps, to_newest, out=gaps)
-    return torch.stack(chosen, dim=1)
+    products, to_newest, gaps = torch.empty_like(gaps), torch.empty_like(gaps), gaps.clone()
+
+    def scores(newest: Tensor | None) -> Tensor:
+        if newest is not None:
+            torch.index_select(distances, 0, newest, out=to_newest)
+            torch.minimum(gaps, to_newest, out=gaps)
+        return torch.mul(weights, gaps, out=products)
+
+    # What is chosen has gap 0, and so a score below all others'.
+    return choose_one_by_one(scores, count, excludes=True)
 
 
 def gaps_to(base: Tensor, columns: int) -> Tensor:

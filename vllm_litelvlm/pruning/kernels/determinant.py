@@ -12,7 +12,7 @@ _TILE = 8192
 
 
 def choose_in_one_launch(likeness: Tensor, relevance: Tensor, count: int, no_gain: float) -> Tensor:
-    """What :func:`~vllm_litelvlm.pruning.cdpruner.choose_one_by_one` chooses.
+    """What :func:`~vllm_litelvlm.pruning.cdpruner.most_volume` chooses.
 
     Args:
         likeness: cosines, float32 [images, patches, patches].

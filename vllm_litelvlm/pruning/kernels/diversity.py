@@ -9,7 +9,7 @@ from vllm_litelvlm.pruning import kernels
 
 
 def choose_in_one_launch(likeness: Tensor, weights: Tensor, first: Tensor, count: int) -> Tensor:
-    """What :func:`~vllm_litelvlm.pruning.divprune.choose_one_by_one` chooses.
+    """What :func:`~vllm_litelvlm.pruning.divprune.most_diverse` chooses.
 
     Args:
         likeness: cosines, float32 [images, patches, patches]; the diagonal is not read.

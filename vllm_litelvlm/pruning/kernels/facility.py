@@ -9,7 +9,7 @@ from vllm_litelvlm.pruning import kernels
 
 
 def choose_in_one_launch(likeness: Tensor, count: int, worth: Tensor | None) -> Tensor:
-    """What :func:`~vllm_litelvlm.pruning.facility.choose_one_by_one` chooses.
+    """What :func:`~vllm_litelvlm.pruning.facility.cover_step_by_step` chooses.
 
     Args:
         likeness: float32 [images, tokens, covered].

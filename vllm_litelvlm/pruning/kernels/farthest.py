@@ -14,7 +14,7 @@ _TILE = 8192
 def choose_in_one_launch(
     weights: Tensor, base: Tensor | None, columns: int, count: int, beyond: float
 ) -> Tensor:
-    """What :func:`~vllm_litelvlm.pruning.farthest.choose_one_by_one` chooses, whatever the count.
+    """What :func:`~vllm_litelvlm.pruning.farthest.farthest_step_by_step` chooses.
 
     Args:
         weights: at least 1, float32 [images, patches].

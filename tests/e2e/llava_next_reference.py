@@ -6,6 +6,7 @@ through transformers' own packing, as features do. Methods are loops in double p
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, AutoTokenizer, CLIPModel, LlavaNextForConditionalGeneration
+
+from tests.e2e.texts import telling_words, token_cosine
 
 CLS = -1
 
@@ -39,6 +42,19 @@ class Seen:
     aligned: np.ndarray
     value: np.ndarray
     projected: np.ndarray
+
+
+@dataclass(frozen=True)
+class Told:
+    """The texts of an image.
+
+    ``wholes`` [texts, projection]; ``tokens`` of each text, in the same space, [tokens,
+    projection]; ``words`` of all of them, as the language model reads them, [words, its width].
+    """
+
+    wholes: np.ndarray
+    tokens: list[np.ndarray]
+    words: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -128,18 +144,34 @@ class LlavaNextReference:
         )
 
     @torch.no_grad()
-    def embed(self, text: str) -> np.ndarray:
-        ids = self.clip_tokenizer(text, truncation=True, max_length=77, return_tensors="pt")
-        state = self.clip.text_model(input_ids=ids["input_ids"]).pooler_output
-        return self.clip.text_projection(state)[0].double().numpy()
+    def tell(self, texts: Sequence[str]) -> Told:
+        wholes, tokens, words = [], [], list[int]()
+        for text in texts:
+            ids = self.clip_tokenizer(text, truncation=True, max_length=77, return_tensors="pt")
+            made = self.clip.text_model(input_ids=ids["input_ids"])
+            states = torch.cat([made.pooler_output, made.last_hidden_state[0]])
+            whole, *own = self.clip.text_projection(states).double().numpy()
+            wholes.append(whole)
+            tokens.append(np.array(own))
+            said = telling_words(text)
+            words += self.processor.tokenizer(said, add_special_tokens=False)["input_ids"]
+        embedded = self.llava.get_input_embeddings()(torch.tensor(words))
+        return Told(np.array(wholes), tokens, embedded.double().numpy())
 
-    def choose(self, image: Image.Image, texts: Sequence[str], method: str, budget: int) -> Kept:
+    def choose(
+        self,
+        image: Image.Image,
+        texts: Sequence[str],
+        method: str,
+        budget: int,
+        centred: bool = False,
+    ) -> Kept:
         """``budget`` tokens: patches by a method, and newlines."""
         seen = self.see(image)
         whole = len(seen.features)
         newlines = (2 * budget * len(seen.lines) + whole) // (2 * whole)
-        told = np.array([self.embed(text) for text in texts]).reshape(len(texts), -1)
-        chosen, merged = _METHODS[method](seen, told, budget - newlines)
+        methods = _CENTRED if centred else _METHODS
+        chosen, merged = methods[method](seen, self.tell(texts), budget - newlines)
         own = seen.features[seen.patches]
         vectors = [merged.get(one, seen.cls if one == CLS else own[min(one, len(own) - 1)])
                    for one in chosen]  # fmt: skip
@@ -244,9 +276,9 @@ def _stretched(scores: np.ndarray) -> np.ndarray:
     return (scores - scores.min()) / (scores.max() - scores.min())
 
 
-def _litelvlm(seen: Seen, texts: np.ndarray, budget: int) -> Chosen:
-    lowest = [_falling(-(seen.aligned @ text)) for text in texts]
-    if len(texts) == 1:
+def _litelvlm(seen: Seen, told: Told, budget: int) -> Chosen:
+    lowest = [_falling(-(seen.aligned @ text)) for text in told.wholes]
+    if len(told.wholes) == 1:
         by_text = set(lowest[0][: max(1, _half_up(budget / 2))])
     else:
         by_text = set.intersection(*(set(order[:budget]) for order in lowest))
@@ -254,8 +286,8 @@ def _litelvlm(seen: Seen, texts: np.ndarray, budget: int) -> Chosen:
     return sorted([*by_text, *rest[: budget - len(by_text)]]), {}
 
 
-def _fovea(seen: Seen, texts: np.ndarray, budget: int) -> Chosen:
-    wanted = _stretched((seen.value @ texts.T).max(axis=1))
+def _fovea(seen: Seen, told: Told, budget: int) -> Chosen:
+    wanted = _stretched((seen.value @ told.wholes.T).max(axis=1))
     weights = 1 + 8 * wanted + 4 * _stretched(seen.context)
     gaps = np.full(len(weights), 1e9)
     chosen: list[int] = []
@@ -268,21 +300,22 @@ def _fovea(seen: Seen, texts: np.ndarray, budget: int) -> Chosen:
     return sorted(chosen), {}
 
 
-def _random(seen: Seen, texts: np.ndarray, budget: int) -> Chosen:
+def _random(seen: Seen, told: Told, budget: int) -> Chosen:
     generator = torch.Generator().manual_seed(0)
     return sorted(torch.randperm(len(seen.patches), generator=generator)[:budget].tolist()), {}
 
 
-def _context(seen: Seen, texts: np.ndarray, budget: int) -> Chosen:
+def _context(seen: Seen, told: Told, budget: int) -> Chosen:
     return sorted(_falling(seen.context)[:budget]), {}
 
 
-def _cls_attention(seen: Seen, texts: np.ndarray, budget: int) -> Chosen:
+def _cls_attention(seen: Seen, told: Told, budget: int) -> Chosen:
     return sorted(_falling(seen.attention)[:budget]), {}
 
 
-def _trim(seen: Seen, texts: np.ndarray, budget: int) -> Chosen:
-    fitting = np.exp(seen.aligned @ texts.T - (seen.aligned @ texts.T).max(axis=0))
+def _trim(seen: Seen, told: Told, budget: int) -> Chosen:
+    fits = seen.aligned @ told.wholes.T
+    fitting = np.exp(fits - fits.max(axis=0))
     kept = sorted(_falling((fitting / fitting.sum(axis=0)).sum(axis=1))[: budget - 1])
     own = seen.features[seen.patches]
     return [*kept, len(own)], {len(own): np.delete(own, kept, axis=0).mean(axis=0)}
@@ -299,11 +332,11 @@ def _merged(seen: Seen, kept: list[int]) -> Chosen:
     return [*kept, len(own)], found
 
 
-def _prumerge(seen: Seen, texts: np.ndarray, budget: int) -> Chosen:
+def _prumerge(seen: Seen, told: Told, budget: int) -> Chosen:
     return _merged(seen, _falling(seen.last_attention)[: budget - 1])
 
 
-def _prumerge_plus(seen: Seen, texts: np.ndarray, budget: int) -> Chosen:
+def _prumerge_plus(seen: Seen, told: Told, budget: int) -> Chosen:
     falling = _falling(seen.last_attention)
     count = _half_up((budget - 1) / 4)
     spread, rest = budget - 1 - count, sorted(falling[count:])
@@ -311,7 +344,7 @@ def _prumerge_plus(seen: Seen, texts: np.ndarray, budget: int) -> Chosen:
     return _merged(seen, [*falling[:count], *among])
 
 
-def _visionzip(seen: Seen, texts: np.ndarray, budget: int) -> Chosen:
+def _visionzip(seen: Seen, told: Told, budget: int) -> Chosen:
     own, keys = seen.features[seen.patches], _units(seen.keys)
     dominant = max(1, _half_up(budget * 54 / 64))
     attended = sorted(_falling(seen.attention)[: dominant - 1])
@@ -329,7 +362,7 @@ def _visionzip(seen: Seen, texts: np.ndarray, budget: int) -> Chosen:
     return [CLS, *attended, *targets], found
 
 
-def _vispruner(seen: Seen, texts: np.ndarray, budget: int) -> Chosen:
+def _vispruner(seen: Seen, told: Told, budget: int) -> Chosen:
     falling, units = _falling(seen.attention), _units(seen.features[seen.patches])
     kept, rest = falling[: budget // 2], falling[budget // 2 :]
     while len(rest) > budget - budget // 2:
@@ -340,7 +373,7 @@ def _vispruner(seen: Seen, texts: np.ndarray, budget: int) -> Chosen:
     return sorted([*kept, *rest]), {}
 
 
-def _divprune(seen: Seen, texts: np.ndarray, budget: int) -> Chosen:
+def _divprune(seen: Seen, told: Told, budget: int) -> Chosen:
     units = _units(seen.projected)
     distance = 1 - units @ units.T
     alone = distance + np.diag(np.full(len(units), np.inf))
@@ -352,10 +385,17 @@ def _divprune(seen: Seen, texts: np.ndarray, budget: int) -> Chosen:
     return sorted(chosen), {}
 
 
-def _cdpruner(seen: Seen, texts: np.ndarray, budget: int) -> Chosen:
-    units = _units(seen.projected)
-    raw = -(_units(seen.aligned) @ _units(texts).T).mean(axis=1)
-    weights = (raw - raw.min() + 1e-6) / (raw.max() - raw.min())
+def _cdpruner(seen: Seen, told: Told, budget: int) -> Chosen:
+    return _voluminous(_units(seen.projected), _relevance(seen, told), budget)
+
+
+def _relevance(seen: Seen, told: Told) -> np.ndarray:
+    raw = -(_units(seen.aligned) @ _units(told.wholes).T).mean(axis=1)
+    relevance: np.ndarray = (raw - raw.min() + 1e-6) / (raw.max() - raw.min())
+    return relevance
+
+
+def _voluminous(units: np.ndarray, weights: np.ndarray, budget: int) -> Chosen:
     kernel = weights[:, None] * (units @ units.T) * weights
     chosen: list[int] = []
     while len(chosen) < budget:  # the Schur complement is what a token adds to the volume
@@ -370,7 +410,169 @@ def _cdpruner(seen: Seen, texts: np.ndarray, budget: int) -> Chosen:
     return sorted(chosen), {}
 
 
-def _keep_all(seen: Seen, texts: np.ndarray, budget: int) -> Chosen:
+def _centred(seen: Seen) -> tuple[np.ndarray, np.ndarray]:
+    """Directions of patches less their mean, and how rare each is, from 0 to 1."""
+    units = _units(seen.projected - seen.projected.mean(axis=0))
+    return units, _stretched(-(units @ units.T).mean(axis=1))
+
+
+def _divprune_centred(seen: Seen, told: Told, budget: int) -> Chosen:
+    units, rarity = _centred(seen)
+    chosen = [int(rarity.argmax())]
+    while len(chosen) < budget:
+        gaps = rarity * (1 - units[chosen] @ units.T).min(axis=0)
+        gaps[chosen] = -np.inf
+        chosen.append(int(gaps.argmax()))
+    return sorted(chosen), {}
+
+
+def _cdpruner_centred(seen: Seen, told: Told, budget: int) -> Chosen:
+    units, rarity = _centred(seen)
+    return _voluminous(units, rarity * _relevance(seen, told), budget)
+
+
+def _cover(likeness: np.ndarray, worth: np.ndarray, budget: int) -> Chosen:
+    """By what each token (a row) covers better than all before it, times its worth."""
+    best, chosen = np.zeros(likeness.shape[1]), list[int]()
+    while len(chosen) < budget:
+        gains = worth * np.maximum(0, likeness - best).sum(axis=1)
+        gains[chosen] = -np.inf
+        chosen.append(int(gains.argmax()))
+        best = np.maximum(best, likeness[chosen[-1]])
+    return sorted(chosen), {}
+
+
+def _scope(seen: Seen, told: Told, budget: int) -> Chosen:
+    units = _units(seen.features[seen.patches])
+    return _cover(units @ units.T, seen.attention, budget)
+
+
+def _shared_out(cosines: np.ndarray, temperature: float) -> np.ndarray:
+    """Each row over all patches."""
+    powers = np.exp((cosines - cosines.max(axis=1, keepdims=True)) / temperature)
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _mmtok(seen: Seen, told: Told, budget: int) -> Chosen:
+    units = _units(seen.features[seen.patches])
+    of_words = _shared_out(_units(told.words) @ _units(seen.projected).T, 0.02) / len(told.words)
+    of_patches = 0.5 * _shared_out(units @ units.T, 0.2) / len(units)
+    return _cover(np.concatenate([of_words, of_patches]).T, np.ones(len(units)), budget)
+
+
+def _eadp(seen: Seen, told: Told, budget: int) -> Chosen:
+    pairs = zip(told.wholes, told.tokens, strict=True)
+    score = -np.mean([token_cosine(seen.aligned, *pair) for pair in pairs], axis=0)
+    score -= score.min()
+    relevance = []
+    for place in seen.planes:
+        away = np.abs(seen.planes - place)
+        near = np.flatnonzero((away.max(axis=1) <= 1) & (away[:, 2] == 0))
+        weights = np.exp(-(away[near] ** 2).sum(axis=1) / 2)
+        relevance.append(1e-6 + weights @ score[near] / weights.sum())
+    units = _units(seen.projected)
+    return _cover((1 + units @ units.T) / 2 * relevance, np.ones(len(units)), budget)
+
+
+def _holov(seen: Seen, told: Told, budget: int) -> Chosen:
+    count = len(seen.patches)
+    length = -(-count // 16)
+    crops = [range(start, min(start + length, count)) for start in range(0, count, length)]
+    scores = []
+    for crop in crops:
+        tokens = np.zeros((length, seen.projected.shape[1]))  # what a last crop lacks stays 0
+        tokens[: len(crop)] = _units(seen.projected[crop])
+        cosines = tokens @ tokens.T * (1 - np.eye(length))
+        variance = cosines.var(axis=1, ddof=1).mean()
+        scores.append(seen.attention[crop].sum() * (1 + 0.09 * variance / (variance + 1e-6)))
+    shares = np.array(scores) / sum(scores) * budget
+    given = [min(int(share), len(crop)) for share, crop in zip(shares, crops, strict=True)]
+    for crop in _falling(scores):
+        if sum(given) < budget and given[crop] < len(crops[crop]):
+            given[crop] += 1
+    for crop in _falling(scores):
+        given[crop] += min(budget - sum(given), len(crops[crop]) - given[crop])
+    chosen = [
+        crop[one]
+        for crop, some in zip(crops, given, strict=True)
+        for one in _falling(seen.attention[crop])[:some]
+    ]
+    return sorted(chosen), {}
+
+
+def _nuwa(seen: Seen, told: Told, budget: int) -> Chosen:
+    own, units = seen.features[seen.patches], _units(seen.features[seen.patches])
+    regions: dict[tuple[int, ...], list[int]] = {}
+    for patch in _falling(seen.attention):
+        row, column, plane = seen.planes[patch]
+        regions.setdefault((row // 2, column // 2, plane), []).append(patch)
+    each = -(-4 * budget // len(own))
+    candidates = {patch for region in regions.values() for patch in region[:each]}
+    first = sorted(_falling(seen.attention), key=lambda patch: patch not in candidates)
+    kept = sorted(first[:budget])
+    bound = np.quantile(seen.attention[kept], 0.55)
+    merged = {}
+    for patch in kept:
+        if seen.attention[patch] >= bound - 1e-12:
+            continue
+        away = seen.planes - seen.planes[patch]
+        near = np.maximum(0, 1 - np.sqrt((away**2).sum(axis=1) / 280)) * (away[:, 2] == 0)
+        weights = near * np.maximum(0, units @ units[patch])
+        weights /= weights.sum()
+        weights[patch] = 1
+        merged[patch] = weights @ own
+    return kept, merged
+
+
+def _components(own: np.ndarray, count: int) -> np.ndarray:
+    """How much each patch has of each principal component, [count, patches].
+
+    Found from the start that the package draws; another one may find others.
+    """
+    values = 1 / (1 + np.exp(-own))
+    centred = values - values.mean(axis=1, keepdims=True)
+    numbers = count * values.shape[1]
+    drawn = torch.randperm(numbers, generator=torch.Generator().manual_seed(0)).double().numpy()
+    weights = (drawn - drawn.mean()).reshape(count, -1) @ values.T
+    for _ in range(2):
+        basis, _ = np.linalg.qr(centred.T @ weights.T)
+        weights = basis.T @ centred.T
+    return np.abs(np.linalg.svd(weights, full_matrices=False)[2])
+
+
+def _prunesid(seen: Seen, told: Told, budget: int) -> Chosen:
+    own, units = seen.features[seen.patches], _units(seen.features[seen.patches])
+    cosines = units @ units.T
+    limit = budget / 32 * cosines[np.triu_indices(len(own), 1)].mean()
+    groups = _components(own, max(1, budget // 4))
+    lines: list[list[int]] = [[] for _ in groups]
+    for patch in _falling(seen.attention):
+        lines[int(groups[:, patch].argmax())].append(patch)
+    left = []
+    for number, line in enumerate(lines):
+        stay: list[int] = []
+        for patch in line:
+            if not stay or cosines[patch, stay].max() <= limit:
+                stay.append(patch)
+        left.append(len(stay))
+        lines[number] = stay + [patch for patch in line if patch not in stay]
+    most = [min(5 * -(-budget // 64), some) for some in left]
+    while sum(most) < budget:
+        most = [min(one + 1, len(line)) for one, line in zip(most, lines, strict=True)]
+    given = [min(1, len(line)) for line in lines]
+    rest = budget - 1 - sum(given)
+    bounds = [round(Fraction(rest * sum(left[:end]), sum(left))) for end in range(len(left) + 1)]
+    given = [
+        min(one + bounds[number + 1] - bounds[number], most[number])
+        for number, one in enumerate(given)
+    ]
+    for number in _falling(left):
+        given[number] += min(most[number] - given[number], budget - 1 - sum(given))
+    chosen = [patch for line, some in zip(lines, given, strict=True) for patch in line[:some]]
+    return [CLS, *chosen], {}
+
+
+def _keep_all(seen: Seen, told: Told, budget: int) -> Chosen:
     return list(range(len(seen.patches))), {}
 
 
@@ -387,6 +589,15 @@ _METHODS = {
     "vispruner": _vispruner,
     "divprune": _divprune,
     "cdpruner": _cdpruner,
+    "scope": _scope,
+    "mmtok": _mmtok,
+    "eadp": _eadp,
+    "holov": _holov,
+    "nuwa": _nuwa,
+    "prunesid": _prunesid,
     "keep-all": _keep_all,
 }
 METHODS = tuple(_METHODS)
+#: With the option of that name.
+_CENTRED = {"divprune": _divprune_centred, "cdpruner": _cdpruner_centred}
+CENTRED = tuple(_CENTRED)

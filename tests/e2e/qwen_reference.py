@@ -17,6 +17,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 from transformers.vision_utils import get_vision_window_index
 
+from tests.e2e.texts import telling_words, token_cosine
+
 Picture = Image.Image | list[Image.Image]
 
 
@@ -101,7 +103,7 @@ class QwenReference:
 
     @torch.no_grad()
     def scores(self, seen: Seen, texts: Sequence[str]) -> dict[str, Tensor]:
-        """By the names of the package's signals, each [tokens], or [texts, tokens]."""
+        """By the names of the package's signals, each [tokens], or [texts or words, tokens]."""
         received = torch.zeros(seen.key.shape[0] * seen.key.shape[1])
         heads, width = seen.query.shape[2:]
         for head in range(heads):
@@ -119,13 +121,14 @@ class QwenReference:
         unit_keys = keys / keys.norm(dim=-1, keepdim=True)
         normalised = torch.softmax(unit_keys @ (query / query.norm()) / scale, dim=0) * lengths
         tokens = seen.levels[0]
-        embed = self.model.get_input_embeddings()
-        said = [
-            embed(torch.tensor(self.processor.tokenizer.encode(text, add_special_tokens=False)))
-            for text in texts
-        ]
+        said = [self._embed(text) for text in texts]
         means = torch.stack([one.mean(dim=0) for one in said]) if said else tokens[:0]
         similarity = means @ tokens.T
+        by_token = [
+            torch.from_numpy(token_cosine(*(one.double().numpy() for one in (tokens, mean, own))))
+            for mean, own in zip(means, said, strict=True)
+        ]
+        words = torch.cat([tokens[:0], *(self._embed(telling_words(text)) for text in texts)])
         return {
             "features": torch.cat(seen.levels, dim=1),
             "projected": tokens,
@@ -134,8 +137,15 @@ class QwenReference:
             "context": context.view(len(seen.query), -1).mean(dim=1),
             "context_normalised": normalised.view(len(seen.query), -1).mean(dim=1),
             "similarity": similarity,
-            "cosine": similarity / means.norm(dim=1, keepdim=True) / tokens.norm(dim=1)[None],
+            "cosine": _cosines(means, tokens),
+            "token_cosine": torch.stack(by_token).float() if said else similarity,
+            "word_cosine": _cosines(words, tokens),
         }
+
+    def _embed(self, text: str) -> Tensor:
+        ids = self.processor.tokenizer.encode(text, add_special_tokens=False)
+        embedded: Tensor = self.model.get_input_embeddings()(torch.tensor(ids))
+        return embedded
 
     @torch.no_grad()
     def follow(
@@ -231,6 +241,10 @@ class QwenReference:
             for levels in zip(*(level.chunk(video.grid[0]) for level in video.levels), strict=True)
         ]
         return made, seen, self.config.video_token_id
+
+
+def _cosines(said: Tensor, tokens: Tensor) -> Tensor:
+    return said @ tokens.T / said.norm(dim=1, keepdim=True) / tokens.norm(dim=1)[None]
 
 
 def video_metadata(frames: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """LLaVA with a SigLIP tower in plain transformers: what is kept of an image, and what is said then.
 
 Scores are those of ``tests/vision/siglip_rederivation.py``. Four methods are written again here, as
-sorted lists; the others, which ``tests/pruning`` holds, choose by these scores.
+sorted lists, and two that read single tokens or words are derived as ``tests/pruning`` does; the
+others, which that holds, choose by these scores.
 """
 
 from collections.abc import Sequence
@@ -9,11 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from tests.e2e.texts import telling_words, token_cosine
+from tests.pruning import test_eadp, test_mmtok
+from tests.pruning.rederivation import Calls
 from tests.vision.siglip_rederivation import SlowSiglip
 from vllm_litelvlm.pruning.base import Selection, Signal, Signals
 from vllm_litelvlm.pruning.registry import build_pruner
@@ -50,17 +55,45 @@ class SiglipReference:
         self, seen: Seen, texts: Sequence[str], budget: int, method: str, options: Any
     ) -> Selection:
         """By the package's method, from independent scores."""
-        values = {name: one[None].float() for name, one in seen.scores.items()}
-        if texts:
-            compared = self.slow.compare(seen.scores, texts)
-            values |= {name: one[None].float() for name, one in compared.items()}
-        values["features"] = seen.tokens[None]
-        values["projected"] = self.llava.model.multi_modal_projector(seen.tokens)[None]
-        known = {Signal(name): one for name, one in values.items() if name in set(Signal)}
-        signals = Signals(1, len(seen.tokens), torch.device("cpu"), [len(texts)], known)
+        signals = self._signals(seen, texts)
         [selection] = build_pruner(method, options).select(signals, budget).unbind()
         return selection
 
+    def _signals(self, seen: Seen, texts: Sequence[str]) -> Signals:
+        """Independent scores."""
+        values = {name: one[None].float() for name, one in seen.scores.items()}
+        values["features"] = seen.tokens[None]
+        projected = self.llava.model.multi_modal_projector(seen.tokens)
+        values["projected"] = projected[None]
+        words = self._words(texts)
+        if texts:
+            compared = self.slow.compare(seen.scores, texts)
+            aligned = self.slow.model.vision_model.post_layernorm(seen.scores["hidden"]).numpy()
+            tokens = [self.slow.token_embeddings(text).numpy() for text in texts]
+            by_token = [token_cosine(aligned, one.mean(axis=0), one) for one in tokens]
+            compared["token_cosine"] = torch.from_numpy(np.array(by_token))
+            compared["word_cosine"] = torch.cosine_similarity(words[:, None], projected, dim=-1)
+            values |= {name: one[None].float() for name, one in compared.items()}
+        known = {Signal(name): one for name, one in values.items() if name in set(Signal)}
+        return Signals(
+            images=1,
+            patches=len(seen.tokens),
+            device=torch.device("cpu"),
+            text_counts=[len(texts)],
+            values=known,
+            word_counts=[len(words)],
+        )
+
+    def _words(self, texts: Sequence[str]) -> Tensor:
+        """As the language model reads them, [words, its width]."""
+        ids: list[int] = []
+        for text in texts:
+            said = telling_words(text)
+            ids += self.processor.tokenizer(said, add_special_tokens=False)["input_ids"]
+        embedded: Tensor = self.llava.get_input_embeddings()(torch.tensor(ids, dtype=torch.long))
+        return embedded
+
+    @torch.no_grad()
     def choose(
         self,
         seen: Seen,
@@ -70,6 +103,11 @@ class SiglipReference:
         among: Sequence[int] | None = None,
     ) -> list[int]:
         """From their description alone; ``among``: the patches that may be kept."""
+        if method == "eadp":
+            return test_eadp.derive(self._signals(seen, texts), 0, budget, 1.0, Calls())
+        if method == "mmtok":
+            options = (0.02, 0.2, 0.5)
+            return test_mmtok.derive(self._signals(seen, texts), 0, budget, options, Calls())
         places = list(range(len(seen.tokens)) if among is None else among)
         context = seen.scores["context"].tolist()
         if method == "cls-attention":

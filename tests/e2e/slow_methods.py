@@ -11,8 +11,14 @@ import torch
 from tests.pruning import (
     test_cdpruner,
     test_divprune,
+    test_eadp,
     test_fovea,
+    test_holov,
     test_litelvlm,
+    test_mmtok,
+    test_nuwa,
+    test_prunesid,
+    test_scope,
     test_trim,
     test_visionzip,
     test_vispruner,
@@ -72,4 +78,16 @@ SLOW_METHODS: dict[str, Callable[[Signals, int, Calls], list[int]]] = {
     ),
     "divprune": lambda signals, budget, calls: test_divprune.derive(signals, 0, budget, calls),
     "cdpruner": lambda signals, budget, calls: test_cdpruner.derive(signals, 0, budget, calls),
+    "scope": lambda signals, budget, calls: test_scope.derive(signals, 0, budget, 1.0, calls),
+    "mmtok": lambda signals, budget, calls: test_mmtok.derive(
+        signals, 0, budget, (0.01, 0.2, 0.5), calls
+    ),
+    "eadp": lambda signals, budget, calls: test_eadp.derive(signals, 0, budget, 2.0, calls),
+    "holov": lambda signals, budget, calls: test_holov.derive(
+        signals, 0, budget, (16, 0.09), calls
+    ),
+    "nuwa": lambda signals, budget, calls: test_nuwa.derive(
+        signals, 0, budget, (0.55, 280**0.5), calls
+    )[0],
+    "prunesid": lambda signals, budget, calls: test_prunesid.derive(signals, 0, budget, calls),
 }

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.e2e.llava_next_reference import METHODS, Kept, LlavaNextReference
+from tests.e2e.llava_next_reference import CENTRED, METHODS, Kept, LlavaNextReference
 from tests.e2e.runners import V1, V2, Runner, on_v1_alone
 from tests.e2e.workplace import PROMPT, QUESTION, Workplace, saved
 from vllm_litelvlm.demo.checkpoint import TINY, Checkpoint
@@ -108,11 +108,12 @@ def mixed() -> list[Asked]:
 
 def every_method() -> list[Asked]:
     """12 requests for each: pictures and budgets, and one text or two."""
+    forms: list[dict[str, Any]] = [{"method": name} for name in METHODS if name != "keep-all"]
+    forms += [{"method": name, "centred": True} for name in CENTRED]
     return [
-        Asked([picture], {"method": method, "budget": budget, "texts": texts}, tokens=1)
-        for method in METHODS
-        if method != "keep-all"
-        for budget in BUDGETS.get(method, USUAL_BUDGETS)
+        Asked([picture], {**form, "budget": budget, "texts": texts}, tokens=1)
+        for form in forms
+        for budget in BUDGETS.get(form["method"], USUAL_BUDGETS)
         for picture in range(4)
         for texts in TEXTS[picture % 2 :][:1]
     ]
@@ -133,9 +134,10 @@ def choose(
     """By the reference, of each image."""
     images = [pictures[picture] for picture in asked.pictures]
     method = asked.options.get("method", "litelvlm")
+    centred = asked.options.get("centred", False)
     budgets = [budget_of(reference, image, asked.options) for image in images]
     return [
-        reference.choose(image, asked.options["texts"], method, budget)
+        reference.choose(image, asked.options["texts"], method, budget, centred)
         for image, budget in zip(images, budgets, strict=True)
     ]
 

@@ -34,6 +34,8 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_method"
 VARIANTS: list[dict[str, Any]] = [
     *({"method": name} for name in method_names() if name != "cdpruner"),
     {"method": "cdpruner", "budget": 48},
+    {"method": "cdpruner", "centred": True, "budget": 48},
+    {"method": "divprune", "centred": True},
     {"method": "trim", "direction": "low"},
     {"method": "prumerge+", "share": 0.5},
     {"method": "visionzip", "share": 0.5},

@@ -28,9 +28,11 @@ FORMS: list[dict[str, Any]] = [
     {"method": "litelvlm", "guidance": "value"},
     {"method": "context", "variant": "reference"},
     {"method": "fovea", "guidance": "similarity"},
+    {"method": "divprune", "centred": True},
+    {"method": "cdpruner", "centred": True},
 ]
-#: Written again in the reference, as sorted lists.
-WRITTEN_AGAIN = ("litelvlm", "context", "cls-attention", "trim")
+#: Written again in the reference.
+WRITTEN_AGAIN = ("litelvlm", "context", "cls-attention", "trim", "mmtok", "eadp")
 
 
 @dataclass(frozen=True)

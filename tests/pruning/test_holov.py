@@ -37,7 +37,7 @@ def derive(
 ) -> list[int]:
     """Kept patches."""
     attention = signals[Signal.CLS_ATTENTION][image].double().tolist()
-    tokens = signals[Signal.PROJECTED][image].double().tolist()
+    tokens = signals.patch_tokens[image].double().tolist()
     crops = crops_of(signals.patches, options[0])
     scores = [
         crop_score(
@@ -89,6 +89,6 @@ def test_one_crop_is_kept_by_attention() -> None:
 def test_every_crop_of_an_even_image_has_its_share() -> None:
     signals = random_signals([0], patches=64)
     signals[Signal.CLS_ATTENTION].fill_(1 / 65)
-    signals[Signal.PROJECTED][:] = 1.0
+    signals[Signal.FEATURES][:] = 1.0
     kept = build_pruner("holov", {}).select(signals, 32).indices[0]
     assert (kept // 4).bincount().tolist() == [2] * 16

@@ -19,13 +19,15 @@ class HoloV(Pruner):
 
     The raster sequence is cut into ``crops`` stretches of equal length. A token scores the
     attention of [CLS] to it (feature layer, mean over heads) plus ``variance`` times the variance
-    of its cosines in its crop (behind the projector; 0 to itself), scaled to the crop's mean
-    attention. Crops share the budget by their scores, rounded down, and the best ones get one token
-    more while there are any; inside a crop the most attended tokens are kept. Raster order.
+    of its cosines in its crop (features; 0 to itself), scaled to the crop's mean attention. Crops
+    share the budget by their scores, rounded down, and the best ones get one token more while there
+    are any; inside a crop the most attended tokens are kept. Raster order.
 
     The tokens that a shorter last crop lacks have attention and cosines of 0. What a crop is too
     small for goes to the others, one each and then all to the best; the official code pads with
-    zeros there. It takes a token's mean cosine over the others and the variance over all.
+    zeros there. It compares tokens behind the projector, for which that would have to run on all,
+    and takes a token's mean cosine over the others and the variance over all. Either way crops
+    gain by the variance nearly alike, since the scale takes its size away.
     """
 
     name: ClassVar[str] = "holov"
@@ -40,15 +42,15 @@ class HoloV(Pruner):
 
     @property
     def needs(self) -> frozenset[Signal]:
-        """The attention of [CLS], and projected tokens."""
-        return frozenset({Signal.FEATURES, Signal.CLS_ATTENTION, Signal.PROJECTED})
+        """The attention of [CLS]."""
+        return frozenset({Signal.FEATURES, Signal.CLS_ATTENTION})
 
     def select(self, signals: Signals, budget: int) -> Selection:
         """Shares, then the tokens of each crop."""
         length = math.ceil(signals.patches / self.crops)
         crops = math.ceil(signals.patches / length)
         missing = crops * length - signals.patches
-        attention, tokens = signals[Signal.CLS_ATTENTION], signals[Signal.PROJECTED]
+        attention, tokens = signals[Signal.CLS_ATTENTION], signals.patch_tokens
         if missing:
             attention = nn.functional.pad(attention, (0, missing))
             tokens = nn.functional.pad(tokens, (0, 0, 0, missing))

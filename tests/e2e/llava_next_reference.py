@@ -487,11 +487,11 @@ def _holov(seen: Seen, told: Told, budget: int) -> Chosen:
         scores.append(seen.attention[crop].sum() * (1 + 0.09 * variance / (variance + 1e-6)))
     shares = np.array(scores) / sum(scores) * budget
     given = [min(int(share), len(crop)) for share, crop in zip(shares, crops, strict=True)]
-    for crop in _falling(scores):
-        if sum(given) < budget and given[crop] < len(crops[crop]):
-            given[crop] += 1
-    for crop in _falling(scores):
-        given[crop] += min(budget - sum(given), len(crops[crop]) - given[crop])
+    for best in _falling(scores):
+        if sum(given) < budget and given[best] < len(crops[best]):
+            given[best] += 1
+    for best in _falling(scores):
+        given[best] += min(budget - sum(given), len(crops[best]) - given[best])
     chosen = [
         crop[one]
         for crop, some in zip(crops, given, strict=True)

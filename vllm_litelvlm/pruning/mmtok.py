@@ -48,11 +48,11 @@ class MMTok(Pruner):
 
     def select(self, signals: Signals, budget: int) -> Selection:
         """By coverage of both."""
-        likeness = mirrored_cosines(signals.patch_tokens)
-        of_patches = (likeness / self.image_temperature).softmax(dim=-1)
-        of_patches *= self.image / signals.patches
-        shares = torch.cat([self._of_words(signals), of_patches], dim=1)
-        kept = raster(most_covering(shares.transpose(1, 2).contiguous(), budget))
+        # Cosines are the same transposed: a row has what one patch is to all others.
+        shares = mirrored_cosines(signals.patch_tokens).div_(self.image_temperature).softmax(dim=1)
+        shares *= self.image / signals.patches
+        shares = torch.cat([self._of_words(signals).transpose(1, 2), shares], dim=2)
+        kept = raster(most_covering(shares, budget))
         return keep(signals, kept, signals.have_text.expand_as(kept))
 
     def _of_words(self, signals: Signals) -> Tensor:

@@ -133,9 +133,11 @@ class Inputs:
                 aligned = self._scorer.aligned(hidden)
                 values[Signal.TOKEN_COSINE] = score_pairs(aligned, states, own, pairs)[:, None]
             if needs & {Signal.PROJECTED, Signal.WORD_COSINE}:
-                values[Signal.PROJECTED] = self._projector(hidden[:, 1:]).float()
+                projected = self._projector(hidden[:, 1:]).float()
+            if Signal.PROJECTED in needs:
+                values[Signal.PROJECTED] = projected
             if Signal.WORD_COSINE in needs:
-                values[Signal.WORD_COSINE] = cosine_score(values[Signal.PROJECTED], words)
+                values[Signal.WORD_COSINE] = cosine_score(projected, words)
             return values
 
         return compute

@@ -25,8 +25,9 @@ class Seen:
     """An image, unpruned: per token of the language model, newlines among them.
 
     ``features`` [tokens, width] before the projector, ``cls`` [width] of the base, ``lines`` the
-    places of newlines, ``patches`` of all others, ``planes`` (row, column, plane) of these. The
-    rest is per patch.
+    places of newlines, ``patches`` of all others, ``planes`` (row, column, plane) of these.
+    ``tiles`` are like ``aligned``, with padding, the base first, and ``numbers`` say which of all
+    their patches each one is. The rest is per patch.
     """
 
     features: np.ndarray
@@ -42,6 +43,8 @@ class Seen:
     aligned: np.ndarray
     value: np.ndarray
     projected: np.ndarray
+    tiles: list[np.ndarray]
+    numbers: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,8 @@ class LlavaNextReference:
             aligned=patches(aligned(hidden[:, 1:])),
             value=patches(aligned(last.self_attn.out_proj(value))),
             projected=patches(self.llava.model.multi_modal_projector(hidden[:, 1:])),
+            tiles=list(aligned(hidden[:, 1:]).double().numpy()),
+            numbers=patches(torch.arange(len(hidden) * base).float().view(-1, base)).astype(int),
         )
 
     @torch.no_grad()
@@ -461,8 +466,10 @@ def _mmtok(seen: Seen, told: Told, budget: int) -> Chosen:
 
 
 def _eadp(seen: Seen, told: Told, budget: int) -> Chosen:
-    pairs = zip(told.wholes, told.tokens, strict=True)
-    score = -np.mean([token_cosine(seen.aligned, *pair) for pair in pairs], axis=0)
+    score = np.zeros(len(seen.patches))
+    for text in zip(told.wholes, told.tokens, strict=True):  # a tile has its own sharpest tokens
+        by_tile = [token_cosine(tile, *text) for tile in seen.tiles]
+        score -= np.concatenate(by_tile)[seen.numbers] / len(told.wholes)
     score -= score.min()
     relevance = []
     for place in seen.planes:

@@ -14,7 +14,7 @@ from vllm_litelvlm.pruning.base import Signal, Signals
 from vllm_litelvlm.pruning.scores import cosine_score
 from vllm_litelvlm.vision.clip import ClipScorer
 from vllm_litelvlm.vision.text import ClipTextTower
-from vllm_litelvlm.vision.tokens import score_pairs
+from vllm_litelvlm.vision.tokens import token_cosines
 
 #: CLIP-L/336 with the projector of LLaVA-1.5-7B, and one for trying the benchmark out.
 GEOMETRIES = {"large": replace(LARGE, llm_width=4096), "tiny": TINY}
@@ -123,7 +123,7 @@ class Inputs:
         states = self._normal(size.images, 1 + TEXT_TOKENS, self.geometry.projection)
         own = torch.ones(size.images, TEXT_TOKENS, dtype=torch.bool, device=self.device)
         words = self._normal(size.images, WORDS, self.geometry.llm_width)
-        pairs = [(image, image) for image in range(size.images)]
+        texts_of = [[image] for image in range(size.images)]
 
         def compute() -> Mapping[Signal, Tensor]:
             values = {Signal.FEATURES: hidden}
@@ -131,7 +131,9 @@ class Inputs:
             values |= self._scorer.text_signals(hidden, texts, needs)
             if Signal.TOKEN_COSINE in needs:
                 aligned = self._scorer.aligned(hidden)
-                values[Signal.TOKEN_COSINE] = score_pairs(aligned, states, own, pairs)[:, None]
+                values[Signal.TOKEN_COSINE] = token_cosines(
+                    aligned, texts_of, lambda some: (states[some], own[some])
+                )
             if needs & {Signal.PROJECTED, Signal.WORD_COSINE}:
                 projected = self._projector(hidden[:, 1:]).float()
             if Signal.PROJECTED in needs:

@@ -19,8 +19,7 @@ from vllm_litelvlm.pruning.registry import build_pruner, method_names
 from vllm_litelvlm.pruning.scores import cosine_score
 from vllm_litelvlm.pruning.window import Window
 from vllm_litelvlm.vision.clip import ClipScorer, LastLayer
-from vllm_litelvlm.vision.side_by_side import side_by_side
-from vllm_litelvlm.vision.tokens import score_pairs
+from vllm_litelvlm.vision.tokens import token_cosines
 
 #: CLIP-L/336, whose last layer LLaVA does not run.
 GEOMETRY = GEOMETRIES["large"]
@@ -155,15 +154,14 @@ def _launched(
 
 def _token_cosine(scorer: ClipScorer, hidden: Tensor, texts: Sequence[int]) -> Tensor:
     """Of different texts, as :class:`TowerGuidance` has it from their tokens."""
-    pairs = [(image, number) for number, image in enumerate(_owners(texts))]
-    states = _made(len(pairs), 1 + TEXT_TOKENS, GEOMETRY.projection, dtype=torch.float32)
-    own = to_device([[True] * TEXT_TOKENS] * len(pairs), GPU, torch.bool)
-    scores = score_pairs(scorer.aligned(hidden), states, own, pairs)
-    return side_by_side(scores.split(list(texts)))
+    numbers = iter(range(sum(texts)))
+    texts_of = [[next(numbers) for _ in range(count)] for count in texts]
 
+    def tokens_of(some: list[int]) -> tuple[Tensor, Tensor]:
+        states = _made(len(some), 1 + TEXT_TOKENS, GEOMETRY.projection, dtype=torch.float32)
+        return states, to_device([[True] * TEXT_TOKENS] * len(some), GPU, torch.bool)
 
-def _owners(texts: Sequence[int]) -> list[int]:
-    return [image for image, count in enumerate(texts) for _ in range(count)]
+    return token_cosines(scorer.aligned(hidden), texts_of, tokens_of)
 
 
 def _untexted(signals: Signals) -> Signals:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -501,6 +502,14 @@ def test_difference_to_random_is_from_the_same_questions(settings: Settings) -> 
         expected = rows[name, kind].score.value - chance.score.value
         assert beside["random"].value == pytest.approx(expected)
     assert "| above random |" in tables([*rows.values()])
+
+
+def test_a_method_that_was_asked_in_part_is_compared_with_nothing(settings: Settings) -> None:
+    conditions, record = run(settings, MadeUpBackend())
+    whole = [one for one in record.answers if one.condition == "litelvlm@20"]
+    earlier = [replace(one, condition="fovea@20") for one in whole[:2]]  # of another --methods
+    for row in summarise(conditions, [*record.answers, *earlier]):
+        assert "fovea" not in row.beside
 
 
 # --- report ---

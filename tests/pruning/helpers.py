@@ -118,11 +118,11 @@ def random_signals(
     for image, count in enumerate(text_counts):
         value[image, count:] = 1e6 - torch.arange(patches) * 100.0
     values[Signal.VALUE] = value
-    word_counts = [2 * count for count in text_counts]
+    word_counts = [max(0, 2 * count - 1) for count in text_counts]  # 0, 1, 3, ...
     token_cosine, word_cosine = (torch.tanh(normal(rows, patches)) for rows in (texts, 2 * texts))
     for image, count in enumerate(text_counts):
         token_cosine[image, count:] = 1e6 - torch.arange(patches) * 100.0
-        word_cosine[image, 2 * count :] = torch.arange(patches) * 100.0 - 1e6
+        word_cosine[image, word_counts[image] :] = torch.arange(patches) * 100.0 - 1e6
     values |= {Signal.TOKEN_COSINE: token_cosine, Signal.WORD_COSINE: word_cosine}
     return Signals(
         images=images,

@@ -1,6 +1,7 @@
 """MMTok against a slow re-derivation."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,6 +61,14 @@ def test_each_word_has_its_patch() -> None:
     signals = random_signals([1], patches=64)
     words = torch.zeros(1, 2, 64)
     words[0, 0, 17] = words[0, 1, 42] = 1.0
-    signals = with_values(signals, {Signal.WORD_COSINE: words})
+    signals = replace(with_values(signals, {Signal.WORD_COSINE: words}), word_counts=[2])
     kept = build_pruner("mmtok", {}).select(signals, 2).indices
     assert kept.tolist() == [[17, 42]]
+
+
+def test_one_word_beside_an_image_without_words_is_not_its_word() -> None:
+    signals = random_signals([0, 1], patches=64)
+    pruner = build_pruner("mmtok", {})
+    together, [alone] = pruner.select(signals, 8), pruner.select(signals.rows([0]), 8).unbind()
+    assert signals.word_counts == [0, 1]
+    assert torch.equal(together.indices[0], alone.indices)

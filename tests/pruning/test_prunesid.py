@@ -30,9 +30,9 @@ def components(features: Rows, count: int) -> Rows:
     values = 1 / (1 + np.exp(-features))
     variables = (values - values.mean(axis=1, keepdims=True)).T
     width = len(variables)
-    drawn = torch.randperm(count * width, generator=torch.Generator().manual_seed(0))
-    start = drawn.double().numpy().reshape(count, width) - (count * width - 1) / 2
-    weights = start @ values.T
+    drawn = torch.randperm(256 * width, generator=torch.Generator().manual_seed(0))
+    start = drawn.double().numpy().reshape(256, width) - (256 * width - 1) / 2
+    weights = start[:count] @ values.T
     for _ in range(2):
         weights = row_space(weights @ variables.T) @ variables
     _, lengths, weights = np.linalg.svd(weights, full_matrices=False)

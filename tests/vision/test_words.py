@@ -3,9 +3,8 @@
 from typing import Any
 
 import pytest
-import torch
 
-from vllm_litelvlm.vision.words import MOST_WORDS, side_by_side_words, telling_words, word_ids
+from vllm_litelvlm.vision.words import MOST_WORDS, telling_words, word_ids
 
 
 class Letters:
@@ -38,11 +37,3 @@ def test_every_text_has_its_share_of_the_words() -> None:
     assert bytes(ids.tolist()) == b"x" * share + b"y" * share + b"z"
     assert len(word_ids(tokenizer, ["ab"] * 400)) == MOST_WORDS
     assert word_ids(tokenizer, []).shape == (0,)
-
-
-def test_words_stand_side_by_side() -> None:
-    rows = [torch.tensor(ids, dtype=torch.int32) for ids in ([1, 2, 3], [], [4])]
-    found = side_by_side_words(rows, torch.device("cpu"))
-    assert (found.dtype, found.shape) == (torch.int64, (3, 3))
-    assert (found[0].tolist(), int(found[2, 0])) == ([1, 2, 3], 4)
-    assert side_by_side_words(rows[1:2] * 2, torch.device("cpu")).shape == (2, 0)

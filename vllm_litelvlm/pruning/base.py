@@ -10,9 +10,10 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -311,11 +312,11 @@ def take(rows: Tensor, indices: Tensor) -> Tensor:
 
 
 def to_device(
-    numbers: Sequence[float] | Sequence[Sequence[float]],
+    numbers: Sequence[float] | Sequence[Sequence[float]] | NDArray[Any],
     device: torch.device,
     dtype: torch.dtype = torch.int64,
 ) -> Tensor:
-    """A host list as a tensor on ``device``, without waiting for the device."""
+    """Numbers of the host as a tensor on ``device``, without waiting for the device."""
     tensor = torch.tensor(numbers, dtype=dtype, device="cpu")
     if device.type == "cpu":
         return tensor

@@ -1,11 +1,12 @@
 """EADP: tokens that cover what the sharpest tokens of the text point at."""
 
 import math
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, keep, to_device
 from vllm_litelvlm.pruning.facility import most_covering
@@ -15,8 +16,8 @@ from vllm_litelvlm.pruning.ranking import raster
 
 #: What the official code adds to relevance, so that nothing has none.
 _LITTLE = 1e-6
-#: A Gaussian of standard deviation 1 in 3 x 3 patches, up to a factor.
-_WINDOW = [math.exp(-(down**2 + across**2) / 2) for down in (-1, 0, 1) for across in (-1, 0, 1)]
+#: A Gaussian of standard deviation 1 beside its middle, where it is 1.
+_BESIDE = math.exp(-1 / 2)
 
 
 class EADP(Pruner):
@@ -30,8 +31,10 @@ class EADP(Pruner):
     token a step is taken by what it adds to the sum weighed by relevance. Raster order.
 
     The official code takes padding behind a short text for tokens of it; here a text's own tokens
-    count alone. Images that LLaVA-NeXT cuts into tiles are chosen from as a whole, where the
-    official code gives each tile a budget by its relevance. Without a text all is equally relevant.
+    count alone. It splits a text that is longer than what CLIP reads; here such a text is cut.
+    Images that LLaVA-NeXT cuts into tiles are chosen from as a whole, where the official code gives
+    each tile a budget by its relevance. Tokens of the text point at all of a picture, the padding
+    around it too. Without a text all is equally relevant.
     """
 
     name: ClassVar[str] = "eadp"
@@ -63,7 +66,9 @@ class EADP(Pruner):
         cosine = signals.own_texts(cosines, 0.0).sum(dim=1)
         highest = cosine.amax(dim=-1, keepdim=True)
         relevance = _smoothed(signals, highest - cosine + _LITTLE)
-        return relevance if self.power == 1 else relevance**self.power
+        if self.power == 1:
+            return relevance
+        return (relevance / relevance.amax(dim=-1, keepdim=True)) ** self.power
 
 
 def _smoothed(signals: Signals, scores: Tensor) -> Tensor:
@@ -73,10 +78,21 @@ def _smoothed(signals: Signals, scores: Tensor) -> Tensor:
     there are.
     """
     rows, columns = signals.patches // signals.columns, signals.columns
-    if signals.points is None and rows * columns == signals.patches and min(rows, columns) > 1:
-        grid = nn.functional.pad(scores.view(-1, 1, rows, columns), (1, 1, 1, 1), mode="reflect")
-        window = to_device(_WINDOW, signals.device, torch.float32).view(1, 1, 3, 3)
-        return nn.functional.conv2d(grid, window).view_as(scores)
+    if signals.points is None and rows * columns == signals.patches:
+        across = down = to_device(_blur(columns), signals.device, torch.float32)
+        if rows != columns:
+            down = to_device(_blur(rows), signals.device, torch.float32)
+        return (down @ scores.view(-1, rows, columns) @ across.T).flatten(1)
     squares = distances(points_and_regions(signals, 2)[0]).square()
     weights = (squares / -2).exp().masked_fill(squares > 2, 0.0)
     return scores @ (weights / weights.sum(dim=1, keepdim=True)).T
+
+
+@lru_cache(maxsize=256)
+def _blur(length: int) -> list[list[float]]:
+    """The weight of each place of a line for each, mirrored beyond the ends."""
+    rows = [[0.0] * length for _ in range(length)]
+    for place, row in enumerate(rows):
+        for there, weight in ((place - 1, _BESIDE), (place, 1.0), (place + 1, _BESIDE)):
+            row[min(abs(there), max(0, 2 * (length - 1) - abs(there)))] += weight
+    return rows

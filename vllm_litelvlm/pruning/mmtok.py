@@ -24,7 +24,8 @@ class MMTok(Pruner):
 
     Words are those of all texts, the beginning of a long text, without articles, pronouns,
     question words and the like. Without a text the image alone is covered. On Qwen-VLs the
-    official code takes features before the tower's merger; here they are those behind it.
+    official code takes features before the tower's merger, and the question as it is behind
+    "Question: "; here they are those behind the merger, and words as everywhere.
     """
 
     name: ClassVar[str] = "mmtok"
@@ -63,6 +64,7 @@ class MMTok(Pruner):
         shares = (signals[Signal.WORD_COSINE] / self.text_temperature).softmax(dim=-1)
         counts = [max(1, words) for words in signals.word_counts]
         if len(set(counts)) == 1:
-            return shares / counts[0]
-        shares = shares / to_device(counts, signals.device)[:, None, None]
+            shares = shares / counts[0]
+        else:
+            shares = shares / to_device(counts, signals.device)[:, None, None]
         return signals.own_words(shares, 0.0)

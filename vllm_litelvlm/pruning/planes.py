@@ -1,5 +1,6 @@
 """Where the patches of an image stand, whether they fill a grid or several."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,11 +21,11 @@ def points_and_regions(signals: Signals, side: int) -> tuple[Tensor, Tensor]:
         float32 [patches, 3], planes far apart, and float32 [patches, 1].
     """
     if signals.points is None:
-        across = signals.columns // side + 1
-        places = [divmod(patch, signals.columns) for patch in range(signals.patches)]
-        table = [[*at, 0, at[0] // side * across + at[1] // side] for at in places]
-        points, region = to_device(table, signals.device, torch.float32).split([3, 1], dim=1)
-        return points, region
+        row, column = np.divmod(np.arange(signals.patches), signals.columns)
+        region = row // side * (signals.columns // side + 1) + column // side
+        table = np.stack([row, column, 0 * row, region], axis=1)
+        points, regions = to_device(table, signals.device, torch.float32).split([3, 1], dim=1)
+        return points, regions
     points = signals.points * to_device([1, 1, _FAR], signals.device, torch.float32)
     numbers = (points / side).floor() * to_device([_FAR, 1, _FAR], signals.device, torch.float32)
     return points, numbers.sum(dim=1, keepdim=True)

@@ -13,8 +13,8 @@ from vllm_litelvlm.pruning.base import CLS, Pruner, Selection, Signal, Signals, 
 from vllm_litelvlm.pruning.kernels import kernels_take
 from vllm_litelvlm.pruning.ranking import highest
 
-#: Tokens of the budget for each group.
-_A_GROUP = 4
+#: Tokens of the budget for each group, and groups at most.
+_A_GROUP, _GROUPS = 4, 256
 #: At this budget the mean cosine itself is the threshold.
 _AT_THE_MEAN = 32
 #: A group gives at most so many tokens for every so many of the budget.
@@ -46,9 +46,10 @@ class PruneSID(Pruner):
 
     Deviations: the official components come from a randomised search with a new start each time,
     so that no two runs agree. Here the start is drawn once, in the space of features, whatever the
-    number of tokens, and the search is in double precision. Groups with as many tokens left go by
-    their number where one is to give more, and shares that are half-way are rounded exactly. A
-    budget below 4, for which the official code fails, makes one group.
+    number of tokens, which is one product less, and the search is in double precision. Groups with
+    as many tokens left go by their number where one is to give more, and shares that are half-way
+    are rounded exactly. A budget below 4, for which the official code fails, makes one group, and
+    no budget makes more than 256.
     """
 
     name: ClassVar[str] = "prunesid"
@@ -66,7 +67,7 @@ class PruneSID(Pruner):
     def select(self, signals: Signals, budget: int) -> Selection:
         """Groups, their lines, and what each may give."""
         own = signals.cls_tokens.shape[1]
-        groups = max(1, budget // _A_GROUP)
+        groups = min(max(1, budget // _A_GROUP), _GROUPS)
         tokens = signals.patch_tokens.float()
         belongs = _groups(torch.sigmoid(tokens).double(), groups)
         falling = highest(signals[Signal.CLS_ATTENTION], signals.patches)
@@ -89,8 +90,9 @@ def _groups(values: Tensor, count: int) -> Tensor:
     ``values``: float64 [images, patches, width].
     """
     width = values.shape[-1]
-    numbers = random.permutation(_SEED, count * width, values.device).view(count, width)
-    rows = numbers - torch.tensor((count * width - 1) / 2, dtype=torch.float64)
+    numbers = random.permutation(_SEED, _GROUPS * width, values.device)  # one for all budgets
+    middle = torch.tensor((_GROUPS * width - 1) / 2, dtype=torch.float64)
+    rows = numbers.view(_GROUPS, width)[:count] - middle
     across = values.transpose(1, 2)
     weights = rows @ across
     for _ in range(_POWER_ITERATIONS):

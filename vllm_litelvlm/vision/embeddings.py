@@ -6,6 +6,7 @@ language model's input embeddings. A text is the mean of its tokens' embeddings 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,8 +16,7 @@ from vllm_litelvlm.pruning.base import Signal, Signals, to_device
 from vllm_litelvlm.pruning.scores import cosine_score, similarity_score
 from vllm_litelvlm.vision.attention import FROM_ATTENTION
 from vllm_litelvlm.vision.side_by_side import side_by_side
-from vllm_litelvlm.vision.tokens import score_pairs
-from vllm_litelvlm.vision.words import side_by_side_words
+from vllm_litelvlm.vision.tokens import token_cosines, word_cosines
 
 #: What stands behind the end of a text that is shorter than others.
 NO_TOKEN = -1
@@ -94,10 +94,12 @@ class EmbeddingGuidance:
             if Signal.COSINE in needs:
                 values[Signal.COSINE] = cosine_score(projected, texts)
         if Signal.TOKEN_COSINE in needs:
-            values[Signal.TOKEN_COSINE] = self._token_cosine(text_ids, projected)
+            texts_of, _ = _listed(text_ids)
+            values[Signal.TOKEN_COSINE] = token_cosines(
+                projected, texts_of, partial(self._tokens_of, device=features.device)
+            )
         if Signal.WORD_COSINE in needs:
-            words = self._embed_all(side_by_side_words(word_ids, features.device))
-            values[Signal.WORD_COSINE] = cosine_score(projected, words)
+            values[Signal.WORD_COSINE] = word_cosines(projected, word_ids, self._embed)
         return Signals(
             images=len(features),
             patches=features.shape[1],
@@ -108,32 +110,23 @@ class EmbeddingGuidance:
             word_counts=[len(ids) for ids in word_ids],
         )
 
-    def _embed_all(self, ids: Tensor) -> Tensor:
-        """Of ids of any shape, float32 [..., width]."""
-        embeddings: Tensor = self._embed(ids.flatten()).float().unflatten(0, ids.shape)
-        return embeddings
-
-    def _token_cosine(self, text_ids: Sequence[Tensor], tokens: Tensor) -> Tensor:
-        """Of visual tokens [images, tokens, width] and texts, float32 [images, texts, tokens]."""
-        texts, different = _listed(text_ids)
-        if not texts:
-            return tokens.new_empty(len(tokens), 0, tokens.shape[1])
-        longest = max(map(len, different))
-        own = [[place < len(text) for place in range(longest)] for text in different]
-        ids = [[*text, *[0] * (longest - len(text))] for text in different]
-        embeddings = self._embed_all(to_device(ids, tokens.device))
-        own_on_device = to_device(own, tokens.device, torch.bool)
+    def _tokens_of(
+        self, texts: list[tuple[int, ...]], device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Of texts by their ids, what :func:`token_cosines` asks for."""
+        longest = max(1, *map(len, texts))
+        own = [[place < len(text) for place in range(longest)] for text in texts]
+        ids = to_device([[*text, *[0] * (longest - len(text))] for text in texts], device)
+        tokens = self._embed(ids.flatten()).float().view(*ids.shape, -1)
+        own_on_device = to_device(own, device, torch.bool)
         shares = own_on_device.float() / own_on_device.sum(dim=1, keepdim=True).clamp(min=1)
-        embeddings = torch.cat([shares[:, None] @ embeddings, embeddings], dim=1)
-        owners = [image for image, own_ids in enumerate(text_ids) for _ in own_ids]
-        pairs = [(owner, different[text]) for owner, text in zip(owners, texts, strict=True)]
-        scores = score_pairs(tokens, embeddings, own_on_device, pairs)
-        return side_by_side(scores.split([len(own_ids) for own_ids in text_ids]))
+        return torch.cat([shares[:, None] @ tokens, tokens], dim=1), own_on_device
 
     def _text_embeddings(self, text_ids: Sequence[Tensor], tokens: Tensor) -> list[Tensor]:
         """Each image's texts, float32 [texts, width of tokens]; equal texts are embedded once."""
         counts = [len(ids) for ids in text_ids]
-        texts, different = _listed(text_ids)
+        by_image, different = _listed(text_ids)
+        texts = [text for own in by_image for text in own]
         if not different:
             return [tokens.new_empty(0, tokens.shape[-1]) for _ in counts]
         device = tokens.device
@@ -151,11 +144,12 @@ class EmbeddingGuidance:
 
 def _listed(
     text_ids: Sequence[Tensor],
-) -> tuple[list[tuple[int, ...]], dict[tuple[int, ...], int]]:
+) -> tuple[list[list[tuple[int, ...]]], dict[tuple[int, ...], int]]:
     """The tokens of every text of every image, and the different ones among them, numbered."""
     listed: dict[int, list[tuple[int, ...]]] = {}  # the frames of a video share their texts
     for ids in text_ids:
         if id(ids) not in listed:
             listed[id(ids)] = [tuple(one for one in row if one != NO_TOKEN) for row in ids.tolist()]
-    texts = [text for ids in text_ids for text in listed[id(ids)]]
-    return texts, {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    by_image = [listed[id(ids)] for ids in text_ids]
+    different = dict.fromkeys(text for own in by_image for text in own)
+    return by_image, {text: number for number, text in enumerate(different)}

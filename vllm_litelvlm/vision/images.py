@@ -39,7 +39,7 @@ class Images(Protocol):
         """Patch tokens behind the projector, [images, patches, width of the language model]."""
 
     def embed(self, ids: Tensor) -> Tensor:
-        """The language model's input embeddings, [..., its width], of token ids [...]."""
+        """The language model's input embeddings of token ids, [tokens] to [tokens, its width]."""
 
 
 #: Signals that are computed from hidden state -3.

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -12,13 +13,10 @@ from transformers import PretrainedConfig
 from vllm_litelvlm.pruning.base import EMBEDDING_SIGNALS, Signal, Signals, to_device
 from vllm_litelvlm.pruning.batch import choose_bases
 from vllm_litelvlm.pruning.order import Layer, Order
-from vllm_litelvlm.pruning.scores import cosine_score
 from vllm_litelvlm.vision.images import FROM_FEATURE_INPUT, Images, needs_features
 from vllm_litelvlm.vision.scorer import Scorer, TextTower
-from vllm_litelvlm.vision.side_by_side import side_by_side
 from vllm_litelvlm.vision.slots import Row, Rows, SlotCache, recall
-from vllm_litelvlm.vision.tokens import score_pairs
-from vllm_litelvlm.vision.words import side_by_side_words
+from vllm_litelvlm.vision.tokens import token_cosines, word_cosines
 
 #: Texts embedded in one call: bounds the text tower's memory, whatever a step's requests name.
 _AT_ONCE = 64
@@ -32,7 +30,8 @@ class TowerGuidance(ABC):
     """Computes what methods go by, for a batch of images and the texts of their requests.
 
     Equal images and equal texts of a batch are looked at once, and those of earlier batches not
-    at all while they are in a cache. All memory is on torch's current device.
+    at all while they are in a cache; of single tokens of texts there is none. All memory is on
+    torch's current device.
 
     Args:
         tower: configuration of the model's vision tower.
@@ -120,13 +119,18 @@ class TowerGuidance(ABC):
             texts = self._embed(text_ids, images.device)
             values |= self.scorer.text_signals(values[Signal.FEATURES], texts, needs, last)
         if Signal.TOKEN_COSINE in needs:
-            values[Signal.TOKEN_COSINE] = self._token_cosine(values[Signal.FEATURES], text_ids)
+            values[Signal.TOKEN_COSINE] = token_cosines(
+                self.scorer.aligned(values[Signal.FEATURES]),
+                [[tuple(self.own_ids(row).tolist()) for row in ids] for ids in text_ids],
+                partial(self._tokens_of, device=images.device),
+            )
         if needs & {Signal.PROJECTED, Signal.WORD_COSINE}:
             patches = values[Signal.FEATURES][:, -images.patches :]
             values[Signal.PROJECTED] = images.project(patches).float()
         if Signal.WORD_COSINE in needs:
-            words = images.embed(side_by_side_words(word_ids, images.device)).float()
-            values[Signal.WORD_COSINE] = cosine_score(values[Signal.PROJECTED], words)
+            values[Signal.WORD_COSINE] = word_cosines(
+                values[Signal.PROJECTED], word_ids, images.embed
+            )
         return Signals(
             images=len(text_ids),
             patches=images.patches,
@@ -194,22 +198,14 @@ class TowerGuidance(ABC):
         rest = needs - values.keys()
         return values | self.scorer.image_signals(hidden, None, rest, last), last
 
-    def _token_cosine(self, hidden: Tensor, text_ids: Sequence[Tensor]) -> Tensor:
-        """Of the features of a batch and its texts, float32 [images, most texts, patches]."""
-        texts = [self.own_ids(row) for ids in text_ids for row in ids]
-        owners = [image for image, ids in enumerate(text_ids) for _ in ids]
-        patches = self.scorer.aligned(hidden)
-        if not texts:
-            return patches.new_empty(len(patches), 0, patches.shape[1])
-        keys = [text.numpy().tobytes() for text in texts]
-        different = dict(zip(keys, texts, strict=True))
-        number = {key: number for number, key in enumerate(different)}
-        ids = pad_sequence(list(different.values()), batch_first=True, padding_value=_NO_TOKEN)
-        own = to_device((ids >= 0).tolist(), hidden.device, torch.bool)
-        states = self._run_text_tower(list(different.values()), hidden.device, by_token=True)
-        pairs = [(owner, number[key]) for owner, key in zip(owners, keys, strict=True)]
-        scores = score_pairs(patches, states, own, pairs)
-        return side_by_side(scores.split([len(ids) for ids in text_ids]))
+    def _tokens_of(
+        self, texts: list[tuple[int, ...]], device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Of texts by their ids, what :func:`token_cosines` asks for."""
+        rows = [torch.tensor(text, dtype=torch.int32) for text in texts]
+        ids = pad_sequence(rows, batch_first=True, padding_value=_NO_TOKEN)
+        own = to_device((ids >= 0).tolist(), device, torch.bool)
+        return self._run_text_tower(rows, device, by_token=True), own
 
     def _embed(self, text_ids: Sequence[Tensor], device: torch.device) -> list[Tensor]:
         """Each image's text embeddings, float32 [texts, text_width]."""

@@ -7,12 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_litelvlm.pruning.base import to_device
-
 #: How many tokens of an image's words count, of all of its texts together.
 MOST_WORDS = 256
-#: What stands behind the last word of an image that has fewer than others.
-_NO_WORD = 0
 
 #: Words that show nothing: MMTok leaves them out.
 _SILENT = frozenset(
@@ -54,12 +50,3 @@ def word_ids(tokenizer: Any, texts: Sequence[str]) -> Tensor:
         own = tokenizer.encode(telling_words(text), add_special_tokens=False)
         ids += own[: max(1, MOST_WORDS // len(texts))]
     return torch.tensor(ids[:MOST_WORDS], dtype=torch.int32)
-
-
-def side_by_side_words(ids: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Of several images' ids, int64 [images, most words]; past an image's own stands any."""
-    rows = [one.tolist() for one in ids]
-    most = max(map(len, rows), default=0)
-    if most == 0:
-        return torch.zeros(len(rows), 0, dtype=torch.int64, device=device)
-    return to_device([row + [_NO_WORD] * (most - len(row)) for row in rows], device)

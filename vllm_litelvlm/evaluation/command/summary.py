@@ -92,7 +92,8 @@ def summarise(
             some = [by_condition[name][sample] for sample in whole if _is(kind, whole[sample])]
             row = _row((name, label, budget), kind, some, whole)
             rows.append(row if label == GUESS else replace(row, unread=unread.get(kind)))
-    others = {one.name: _beside(one, by_condition) for one in conditions}
+    complete = {one.name for one in conditions}  # of others the record may hold a part
+    others = {one.name: _beside(one, complete) for one in conditions}
     return [replace(row, beside=_gains(row, by_condition, others)) for row in rows]
 
 

@@ -60,7 +60,7 @@ class ClipTexts(PruningProcessor):
 
     def longest_texts(self, count: int) -> tuple[str, ...]:
         """As many tokens each as CLIP reads: start, end, and four digits are among them."""
-        filler = " a" * (self.settings.own["text_tokens"] - 6)
+        filler = " b" * (self.settings.own["text_tokens"] - 6)
         return tuple(f"{number:04d}{filler}" for number in range(count))
 
     @cached_property

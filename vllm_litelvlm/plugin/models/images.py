@@ -65,7 +65,7 @@ class VllmImages:
 
     def embed(self, ids: Tensor) -> Tensor:
         """By the language model's own layer."""
-        embedded: Tensor = self.model.litelvlm_embed(ids.flatten()).unflatten(0, ids.shape)
+        embedded: Tensor = self.model.litelvlm_embed(ids)
         return embedded
 
     @property

@@ -4,12 +4,14 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.models.interfaces import MultiModalEmbeddings
 from vllm.platforms import current_platform
 
@@ -178,11 +180,19 @@ class PrunedModel(ABC):
     def litelvlm_embed(self, ids: Tensor) -> Tensor:
         """Input embeddings of token ids, [tokens] to [tokens, width], without any adapter.
 
-        What vLLM puts around the layer for LoRA takes a step's own tokens alone.
+        What vLLM puts around the layer for LoRA takes a step's own tokens alone. Zeros on a stage
+        of a pipeline that has no such layer: vLLM's memory profile comes there too.
         """
-        layer = self.language_model.model.embed_tokens
-        embedded: Tensor = getattr(layer, "base_layer", layer)(ids)
+        if self._word_layer is None:
+            return torch.zeros(len(ids), self.config.text_config.hidden_size, device=ids.device)
+        embedded: Tensor = self._word_layer(ids)
         return embedded
+
+    @cached_property
+    def _word_layer(self) -> Any:
+        """The language model's input embeddings, whatever is around them; None without."""
+        layers = self.language_model.modules()
+        return next((one for one in layers if type(one) is VocabParallelEmbedding), None)
 
     def litelvlm_needs(self) -> frozenset[Signal]:
         """What the server's own options and its variants ask of an image."""

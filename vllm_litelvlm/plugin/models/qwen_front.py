@@ -162,7 +162,7 @@ class QwenProcessor(PruningProcessor):
 
     def longest_texts(self, count: int) -> tuple[str, ...]:
         """Of at least as many tokens as count."""
-        return tuple(f"{number:04d}{' a' * LONGEST_TEXT}" for number in range(count))
+        return tuple(f"{number:04d}{' b' * LONGEST_TEXT}" for number in range(count))
 
     def targets(self) -> dict[str, list[int]]:
         """One token of its own for either."""

@@ -9,6 +9,7 @@ from vllm import ModelRegistry
 from vllm.model_executor.models.interfaces import supports_mrope, supports_multimodal_pruning
 
 from vllm_litelvlm.errors import OptionsError
+from vllm_litelvlm.evaluation.command.tuning.space import BY_MODEL
 from vllm_litelvlm.options import PruningOptions, parse_server_options
 from vllm_litelvlm.plugin.models.pruned import Batch, PrunedModel
 from vllm_litelvlm.plugin.profile import Profile
@@ -136,3 +137,12 @@ def test_step_is_split_by_unpruned_tokens() -> None:
     parts = [(part.media.load, list(part.keys)) for part in batch.parts(room=50)]
     assert [loads for loads, _ in parts] == [[10, 20], [30], [100], [5, 5]]
     assert [key for _, keys in parts for key in keys] == list(batch.keys)
+
+
+def test_tuning_names_every_option_whose_default_is_a_models_own() -> None:
+    found: dict[str, set[str]] = {}
+    for architecture in MODELS:
+        for traits in family(architecture).kinds():
+            for method, options in traits.parameters.items():
+                found.setdefault(method, set()).update(options)
+    assert found == BY_MODEL

@@ -61,7 +61,11 @@ def serve_command(settings: Settings, tuned: Tuned) -> str:
 
 
 def _serve(settings: Settings) -> str:
-    return f"vllm serve {shlex.quote(settings.model or 'MODEL')}"
+    """As it was served for this; the arguments of a server at --url are not known."""
+    given = [] if settings.dtype is None else [f"--dtype={settings.dtype}"]
+    return shlex.join(
+        ["vllm", "serve", settings.model or "MODEL", *given, *settings.extra_arguments]
+    )
 
 
 def _served_by_file(settings: Settings, file: Path) -> str:
@@ -73,8 +77,9 @@ def verdict(tuned: Tuned) -> str:
     default, found, gain = tuned.default.label, tuned.found.label, tuned.gain
     if tuned.found is tuned.default:
         return (
-            f"{default} stays: nothing that was tried scores better by more than {_ERRORS[MOVES]} "
-            f"of the difference on the search's {tuned.plan.searched} questions."
+            f"{default} stays: nothing that was tried came out better by more than "
+            f"{_ERRORS[MOVES]} of the difference, in as many of the search's "
+            f"{tuned.plan.searched} questions as it stayed for."
         )
     if gain is None:
         return f"{default} stays: every image was in the search, which ended at {found}."

@@ -66,6 +66,12 @@ _LAYERED: Mapping[str, tuple[Axis, ...]] = {
         _GUIDANCE,
     ),
 }
+#: Options whose default is another for some models: each of their values is asked for by name.
+BY_MODEL: Mapping[str, frozenset[str]] = {
+    "fovea": frozenset({"guidance"}),
+    "mmtok": frozenset({"text_temperature"}),
+    "eadp": frozenset({"power"}),
+}
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,9 @@ def _chosen(default: Method, method: Method, choice: Choice) -> Method:
     options = {
         name: value
         for name, value in merged.items()
-        if name in default.options or value != fields[name].default
+        if name in default.options
+        or value != fields[name].default
+        or name in BY_MODEL.get(default.method, ())
     }
     if options == default.options:
         return default

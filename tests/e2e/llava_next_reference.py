@@ -482,13 +482,13 @@ def _eadp(seen: Seen, told: Told, budget: int) -> Chosen:
 
 
 def _holov(seen: Seen, told: Told, budget: int) -> Chosen:
-    count = len(seen.patches)
+    own, count = seen.features[seen.patches], len(seen.patches)
     length = -(-count // 16)
     crops = [range(start, min(start + length, count)) for start in range(0, count, length)]
     scores = []
     for crop in crops:
-        tokens = np.zeros((length, seen.projected.shape[1]))  # what a last crop lacks stays 0
-        tokens[: len(crop)] = _units(seen.projected[crop])
+        tokens = np.zeros((length, own.shape[1]))  # what a last crop lacks stays 0
+        tokens[: len(crop)] = _units(own[crop])
         cosines = tokens @ tokens.T * (1 - np.eye(length))
         variance = cosines.var(axis=1, ddof=1).mean()
         scores.append(seen.attention[crop].sum() * (1 + 0.09 * variance / (variance + 1e-6)))
@@ -538,9 +538,9 @@ def _components(own: np.ndarray, count: int) -> np.ndarray:
     """
     values = 1 / (1 + np.exp(-own))
     centred = values - values.mean(axis=1, keepdims=True)
-    numbers = count * values.shape[1]
+    numbers = 256 * values.shape[1]  # for as many components as there may be
     drawn = torch.randperm(numbers, generator=torch.Generator().manual_seed(0)).double().numpy()
-    weights = (drawn - drawn.mean()).reshape(count, -1) @ values.T
+    weights = (drawn - drawn.mean()).reshape(256, -1)[:count] @ values.T
     for _ in range(2):
         basis, _ = np.linalg.qr(centred.T @ weights.T)
         weights = basis.T @ centred.T

@@ -1,8 +1,8 @@
 """Runs jobs on vLLM's offline classes in a process of its own: ``python -m ... JOBS.json``.
 
 The file holds ``{"engine": keyword arguments, "asynchronous": bool, "activate": bool, "batches":
-[[request, ...], ...]}``, a request ``{"prompt", "images", "options", "tokens", "lora"}``. Answers
-are written beside it as ``answers.json``, batch by batch.
+[[request, ...], ...]}``, a request ``{"prompt", "images", "options", "tokens", "ignore_eos",
+"lora"}``. Answers are written beside it as ``answers.json``, batch by batch.
 """
 
 import asyncio
@@ -37,7 +37,12 @@ def _prompt(request: dict[str, Any]) -> dict[str, Any]:
 def _sampling(request: dict[str, Any]) -> Any:
     from vllm import SamplingParams
 
-    return SamplingParams(temperature=0, max_tokens=request.get("tokens", 8), logprobs=0)
+    return SamplingParams(
+        temperature=0,
+        max_tokens=request.get("tokens", 8),
+        logprobs=0,
+        ignore_eos=request.get("ignore_eos", False),
+    )
 
 
 def _lora(request: dict[str, Any]) -> Any:

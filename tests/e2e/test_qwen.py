@@ -354,7 +354,7 @@ def assert_keeps(qwen: QwenServer, pictures: dict[str, Image.Image]) -> None:
                 assert kept == expected, (method, name)
                 compared.append(method)
     assert {*compared} == {*methods}
-    assert len(compared) >= 20
+    assert len(compared) >= 40
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

@@ -134,6 +134,7 @@ def run(
             "images": [files[image]],
             "options": options,
             "tokens": TOKENS,
+            "ignore_eos": True,
         }
 
     asked = requests(runner)

@@ -33,8 +33,8 @@ class EADP(Pruner):
     The official code takes padding behind a short text for tokens of it; here a text's own tokens
     count alone. It splits a text that is longer than what CLIP reads; here such a text is cut.
     Images that LLaVA-NeXT cuts into tiles are chosen from as a whole, where the official code gives
-    each tile a budget by its relevance. Tokens of the text point at all of a picture, the padding
-    around it too. Without a text all is equally relevant.
+    each tile a budget by its relevance; as there, each tile has sharpest tokens of its own. Tokens
+    point at padding around a picture too. Without a text all is equally relevant.
     """
 
     name: ClassVar[str] = "eadp"

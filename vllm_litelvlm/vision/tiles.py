@@ -146,7 +146,7 @@ def pooled(tiles: Signals, layout: TileLayout) -> Signals:
     """Signals of whole images, from those of their tiles, image by image.
 
     Nothing is rescaled. What compares a patch with a text, and features and keys, mean the same in
-    every tile. Attention and context are shares of what a tile's own [CLS] looks at, so base and
+    every tile, but for TOKEN_COSINE, by a text's sharpest tokens in each tile. Attention and context are shares of what a tile's own [CLS] looks at, so base and
     tiles start equal, and what looks at padding is lost. The one [CLS] of an image is the base's.
     """
     images = tiles.images // layout.tiles

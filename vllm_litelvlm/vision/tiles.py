@@ -146,8 +146,9 @@ def pooled(tiles: Signals, layout: TileLayout) -> Signals:
     """Signals of whole images, from those of their tiles, image by image.
 
     Nothing is rescaled. What compares a patch with a text, and features and keys, mean the same in
-    every tile, but for TOKEN_COSINE, by a text's sharpest tokens in each tile. Attention and context are shares of what a tile's own [CLS] looks at, so base and
-    tiles start equal, and what looks at padding is lost. The one [CLS] of an image is the base's.
+    every tile; by TOKEN_COSINE each tile has sharpest tokens of its own. Attention and context are
+    shares of what a tile's own [CLS] looks at, so base and tiles start equal, and what looks at
+    padding is lost. The one [CLS] of an image is the base's.
     """
     images = tiles.images // layout.tiles
     index = _on_device(layout, "patch_index", tiles.device)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 from vllm.config import VllmConfig
-from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.models.interfaces import MultiModalEmbeddings
 from vllm.platforms import current_platform
@@ -183,14 +183,15 @@ class PrunedModel(ABC):
         What vLLM puts around the layer for LoRA takes a step's own tokens alone. Zeros on a stage
         of a pipeline that has no such layer: vLLM's memory profile comes there too.
         """
-        if self._word_layer is None:
+        if not get_pp_group().is_first_rank:
             return torch.zeros(len(ids), self.config.text_config.hidden_size, device=ids.device)
-        embedded: Tensor = self._word_layer(ids)
+        embed = self._word_layer or self.language_model.embed_input_ids
+        embedded: Tensor = embed(ids)
         return embedded
 
     @cached_property
     def _word_layer(self) -> Any:
-        """The language model's input embeddings, whatever is around them; None without."""
+        """The language model's input embeddings, whatever is around them; None of another kind."""
         layers = self.language_model.modules()
         return next((one for one in layers if type(one) is VocabParallelEmbedding), None)
 

@@ -121,7 +121,7 @@ def _assert_same(left: Selection, right: Selection) -> None:
 @_each(DEFAULTS)
 def test_every_budget_gives_the_promised_count_of_unique_tokens(pruner: Pruner) -> None:
     """All budgets of LLaVA-1.5; where one takes long, every fourth and those near both ends."""
-    slow = pruner.name in ("cdpruner", "tome")
+    slow = pruner.name in ("cdpruner", "scope", "mmtok", "eadp", "tome")
     budgets = {*range(1, 33), *range(545, 577), *range(1, 577, 4 if slow else 1)}
     signals = random_signals([2], width=4, layers=2)
     features, needed = signals.patch_tokens, _only_what_is_needed(pruner, signals)

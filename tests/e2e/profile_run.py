@@ -44,9 +44,9 @@ def _serve(llm: Any) -> dict[str, list[int]]:
     )
     stock = model.litelvlm.signals
 
-    def signals(images: Any, text_ids: Any, needs: Any) -> Any:
+    def signals(images: Any, text_ids: Any, *others: Any) -> Any:
         seen["guidance"].append(len(text_ids))
-        return stock(images, text_ids, needs)
+        return stock(images, text_ids, *others)
 
     model.litelvlm.signals = signals
     mixed = [4, 8, 64, 576, 1, 16, 8, 8, 32, 2, 100, 3, 8, 4, 4]

@@ -129,13 +129,13 @@ def test_interrupted_evaluation_resumed_equals_one_that_was_not(
     command = [sys.executable, "-c", _COMMAND, "evaluate", *server.arguments(folder, *SCENES)]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (folder / NAME).is_file() or len(lines_whole(folder)) < 4:
+    while not (folder / NAME).is_file() or not lines_whole(folder):
         assert running.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
     assert running.wait(60) != 0
-    assert 4 <= len(lines_whole(folder)) < len(lines(finished))
+    assert 1 <= len(lines_whole(folder)) < len(lines(finished))
     assert not (folder / "results.json").exists()
     server.evaluate("interrupted", *SCENES, "--resume")
     assert without_times(folder) == without_times(finished)

@@ -311,6 +311,15 @@ def take(rows: Tensor, indices: Tensor) -> Tensor:
     return rows.gather(1, indices[:, :, None].expand(-1, -1, rows.shape[-1]))
 
 
+def shared_among(totals: Tensor, counts: Sequence[int]) -> Tensor:
+    """``totals`` [images, ...], each image's divided by its count, or by 1 where that is 0."""
+    divisors = [max(1, count) for count in counts]
+    if len(set(divisors)) == 1:
+        return totals / divisors[0]
+    by_image = to_device(divisors, totals.device)
+    return totals / by_image.view(-1, *[1] * (totals.dim() - 1))
+
+
 def to_device(
     numbers: Sequence[float] | Sequence[Sequence[float]] | NDArray[Any],
     device: torch.device,

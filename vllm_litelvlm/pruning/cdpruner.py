@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, keep, to_device
+from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, keep, shared_among
 from vllm_litelvlm.pruning.centred import CENTRED, centred, rarity
 from vllm_litelvlm.pruning.greedy import choose_one_by_one
 from vllm_litelvlm.pruning.kernels import kernels_take
@@ -51,7 +51,7 @@ class CDPruner(Pruner):
         tokens, relevance = signals[Signal.PROJECTED], _relevance(signals)
         if self.centred:
             tokens = centred(tokens)
-            relevance = relevance * rarity(cosines(tokens))
+            relevance = relevance * rarity(tokens)
         kept = raster(_chosen(tokens, relevance, budget))
         return keep(signals, kept, signals.have_text.expand_as(kept))
 
@@ -59,11 +59,7 @@ class CDPruner(Pruner):
 def _relevance(signals: Signals) -> Tensor:
     """From just above 0 to 1 over each image, float32 [images, patches]."""
     raw = -signals.own_texts(signals[Signal.COSINE], 0.0).sum(dim=1)
-    counts = [max(1, texts) for texts in signals.text_counts]
-    if len(set(counts)) == 1:
-        raw = raw / counts[0]
-    else:
-        raw = raw / to_device(counts, signals.device)[:, None]
+    raw = shared_among(raw, signals.text_counts)
     lowest, highest = raw.aminmax(dim=-1, keepdim=True)
     return (raw - lowest + 1e-6) / (highest - lowest).clamp(min=1e-6)
 

@@ -41,9 +41,11 @@ class DivPrune(Pruner):
     def select(self, signals: Signals, budget: int) -> Selection:
         """One token a step."""
         tokens = signals[Signal.PROJECTED]
-        likeness = mirrored_cosines(centred(tokens) if self.centred else tokens)
         if self.centred:
-            weights = rarity(likeness)
+            tokens = centred(tokens)
+        likeness = mirrored_cosines(tokens)
+        if self.centred:
+            weights = rarity(tokens)
             first = weights.argmax(dim=-1)
         else:
             weights = torch.ones_like(likeness[:, 0])

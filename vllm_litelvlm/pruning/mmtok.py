@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, keep, to_device
+from vllm_litelvlm.pruning.base import Pruner, Selection, Signal, Signals, keep, shared_among
 from vllm_litelvlm.pruning.facility import most_covering
 from vllm_litelvlm.pruning.likeness import mirrored_cosines
 from vllm_litelvlm.pruning.ranking import raster
@@ -62,9 +62,4 @@ class MMTok(Pruner):
         float32 [images, words, patches].
         """
         shares = (signals[Signal.WORD_COSINE] / self.text_temperature).softmax(dim=-1)
-        counts = [max(1, words) for words in signals.word_counts]
-        if len(set(counts)) == 1:
-            shares = shares / counts[0]
-        else:
-            shares = shares / to_device(counts, signals.device)[:, None, None]
-        return signals.own_words(shares, 0.0)
+        return signals.own_words(shared_among(shares, signals.word_counts), 0.0)

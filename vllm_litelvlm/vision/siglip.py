@@ -146,7 +146,7 @@ class SiglipScorer(Scorer["SiglipLastLayer"]):
             return values
         mean, trained = side_by_side(texts).chunk(2, dim=-1)
         if needs & {Signal.SIMILARITY, Signal.COSINE}:
-            normed = self.post_norm(hidden.float())
+            normed = self.aligned(hidden)
         if Signal.SIMILARITY in needs:
             values[Signal.SIMILARITY] = similarity_score(normed, mean)
         if Signal.COSINE in needs:

@@ -103,7 +103,10 @@ def _beside(condition: Condition, asked: Container[str]) -> dict[str, str]:
         return {}
     method = condition.method
     labels = {one: placed_label(one, method.positions) for one in BESIDE}
-    names = {one: f"{label}@{condition.budget}" for one, label in labels.items()}
+    names = {
+        one: replace(condition, method=replace(method, label=label)).name
+        for one, label in labels.items()
+    }
     return {one: name for one, name in names.items() if name != condition.name and name in asked}
 
 
